@@ -86,7 +86,7 @@ fn bounded(field: &'static str, bytes: usize, limit: usize) -> Result<(), Invali
     Ok(())
 }
 
-fn millis(timestamp: &pbjson_types::Timestamp) -> UnixMillis {
+fn millis(timestamp: &fleetd_proto::Timestamp) -> UnixMillis {
     UnixMillis::from_parts_clamped(timestamp.seconds, timestamp.nanos)
 }
 
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn timestamps_of_year_1_and_9999_are_clamped() {
         for (seconds, stored) in [(-62_135_596_800, UnixMillis::MIN), (253_402_300_799, UnixMillis::MAX)] {
-            let timestamp = Some(pbjson_types::Timestamp { seconds, nanos: 0 });
+            let timestamp = Some(fleetd_proto::Timestamp { seconds, nanos: 0 });
             let record = encode(&HeartbeatRequest { timestamp, ..Default::default() }).expect("valid");
             assert_eq!(timestamp_of(&record), stored.as_millis());
         }

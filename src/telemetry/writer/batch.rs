@@ -53,10 +53,6 @@ impl TableRows {
         self.keys.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
     pub fn keys(&self) -> &[RowKey] {
         &self.keys
     }
@@ -71,6 +67,12 @@ impl TableRows {
         let mut bytes = Vec::with_capacity(positions.iter().map(|&at| self.row(at).len()).sum());
         positions.iter().for_each(|&at| bytes.extend_from_slice(self.row(at)));
         bytes.into()
+    }
+
+    /// When the row at this position was received, in milliseconds: it comes first after the prefix.
+    pub fn received_at(&self, at: u32) -> i64 {
+        let row = &self.row(at)[PREFIX_BYTES..];
+        i64::from_le_bytes(std::array::from_fn(|byte| row[byte]))
     }
 
     fn row(&self, at: u32) -> &[u8] {
@@ -149,10 +151,6 @@ impl BatchBuilder {
 
     pub fn is_full(&self) -> bool {
         self.rows >= MAX_BATCH_ROWS || self.bytes >= MAX_BATCH_BYTES
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.records == 0
     }
 
     /// Adds one record. A record that does not read as rows adds none of them: it is kept as it is, to be set aside.

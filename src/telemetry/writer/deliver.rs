@@ -55,6 +55,7 @@ impl Courier {
         }
         let mut status = self.status.lock();
         status.batches += 1;
+        status.records += batch.records;
         status.rows += batch.rows() as u64;
         status.bytes += batch.bytes() as u64;
     }

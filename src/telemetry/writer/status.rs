@@ -17,6 +17,8 @@ pub struct WriterStatus {
     /// Age of the oldest row that is on its way; zero when none is.
     pub lag: Duration,
     pub batches: u64,
+    /// Records of the journal in those batches.
+    pub records: u64,
     pub rows: u64,
     pub bytes: u64,
     /// Inserts that were acknowledged; a batch takes one a table.
