@@ -4,8 +4,8 @@ use fleetd_proto::v1::{
     device_status, process_info, DeviceStatus, HeartbeatRequest, ProcessInfo, RegisterDeviceRequest, SystemInfo,
     SystemStats,
 };
+use fleetd_proto::Timestamp;
 use http::header::HeaderValue;
-use pbjson_types::Timestamp;
 
 use crate::ledger::Trail;
 use crate::wire::{self, Protocol};
@@ -129,7 +129,7 @@ impl Device {
             device_id: id.to_owned(),
             device_name: format!("{} {index:06}", model.hardware),
             device_type: model.kind.to_owned(),
-            version: if index % 10 == 0 { "1.1.0" } else { "1.0.0" }.to_owned(),
+            version: if index.is_multiple_of(10) { "1.1.0" } else { "1.0.0" }.to_owned(),
             system_info: Some(SystemInfo {
                 os: model.os.to_owned(),
                 arch: model.arch.to_owned(),
