@@ -2,3 +2,4 @@
 //! them without breaking them. ARCHITECTURE.md follows one heartbeat through these modules.
 pub mod error;
 pub mod ids;
+pub mod telemetry;

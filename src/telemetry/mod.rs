@@ -1,0 +1,2 @@
+//! Telemetry: the way of a heartbeat from its acknowledgement to ClickHouse.
+pub mod journal;
