@@ -2,8 +2,15 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Seq;
+use crate::error::ApiError;
+
+/// When to come back after a refusal that lasts: a backlog that drains, a disk that an operator must make room on.
+const BACKLOG_RETRY: Duration = Duration::from_secs(5);
+/// And after one that passes by itself.
+const SHORT_RETRY: Duration = Duration::from_secs(1);
 
 /// Why the journal could not be opened. The server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,5 +100,26 @@ impl OpenError {
     pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { operation, path, source }
+    }
+}
+
+impl From<AppendError> for ApiError {
+    fn from(error: AppendError) -> Self {
+        let message = error.to_string();
+        match error {
+            AppendError::TooLarge { .. } => Self::invalid_argument(message),
+            AppendError::Full { .. } | AppendError::ReadOnly(_) => {
+                Self::unavailable(message, BACKLOG_RETRY).with_source(error)
+            }
+            AppendError::Backlogged { .. } | AppendError::Unreserved | AppendError::Closed => {
+                Self::unavailable(message, SHORT_RETRY)
+            }
+        }
+    }
+}
+
+impl From<CommitError> for ApiError {
+    fn from(error: CommitError) -> Self {
+        Self::unavailable(error.to_string(), BACKLOG_RETRY).with_source(error)
     }
 }
