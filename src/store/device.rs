@@ -1,0 +1,152 @@
+//! A device as the registry knows it: what it was registered with, not what it reports.
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::auth::KeyHash;
+use crate::ids::DeviceId;
+
+/// A point in time in whole milliseconds since 1970-01-01T00:00:00Z, as the store keeps it; may be negative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnixMillis(pub i64);
+
+impl UnixMillis {
+    /// The wall clock's time.
+    pub fn now() -> Self {
+        SystemTime::now().into()
+    }
+}
+
+/// Drops what is finer than a millisecond, towards the past.
+impl From<SystemTime> for UnixMillis {
+    fn from(time: SystemTime) -> Self {
+        let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(since) => Self(millis(since)),
+            Err(before) => Self(-millis(before.duration() + Duration::from_nanos(999_999))),
+        }
+    }
+}
+
+/// Clamped to what the platform's clock can say, which a time from [`UnixMillis::now`] never reaches.
+impl From<UnixMillis> for SystemTime {
+    fn from(time: UnixMillis) -> Self {
+        let span = Duration::from_millis(time.0.unsigned_abs());
+        let shifted = if time.0 >= 0 { UNIX_EPOCH.checked_add(span) } else { UNIX_EPOCH.checked_sub(span) };
+        shifted.unwrap_or(UNIX_EPOCH)
+    }
+}
+
+/// A registered device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub id: DeviceId,
+    pub name: String,
+    pub device_type: String,
+    /// The software version that the device registered with.
+    pub version: String,
+    pub metadata: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
+    /// An encoded protobuf `SystemInfo`; the store does not look inside.
+    pub system_info: Bytes,
+    pub registered_at: UnixMillis,
+    /// When it was last seen before it went offline; `None` if it never was.
+    pub last_seen: Option<UnixMillis>,
+    pub key_hash: KeyHash,
+    /// Counts the changes of this record, from 1; becomes the etag.
+    pub revision: u64,
+    /// An operator took it out of service.
+    pub maintenance: bool,
+}
+
+/// When a device was last seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastSeen {
+    pub device: DeviceId,
+    pub at: UnixMillis,
+}
+
+/// One device while it is read, borrowed from the database's page: what a loader does not keep is never copied.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceRow<'a> {
+    /// A valid [`DeviceId`].
+    pub id: &'a str,
+    pub key_hash: KeyHash,
+    pub name: &'a str,
+    pub device_type: &'a str,
+    pub version: &'a str,
+    pub metadata: MapText<'a>,
+    pub labels: MapText<'a>,
+    pub system_info: &'a [u8],
+    pub registered_at: UnixMillis,
+    pub last_seen: Option<UnixMillis>,
+    pub revision: u64,
+    pub maintenance: bool,
+}
+
+/// A map of strings as it is stored, decoded when asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct MapText<'a>(pub(super) &'a str);
+
+/// A stored map that is not one.
+#[derive(Debug, thiserror::Error)]
+#[error("a map of strings was expected")]
+pub struct InvalidMap(#[source] serde_json::Error);
+
+impl MapText<'_> {
+    /// Whether the map is empty, without decoding it.
+    pub fn is_empty(&self) -> bool {
+        self.0 == EMPTY_MAP
+    }
+
+    /// # Errors
+    /// When the text was altered by somebody else than the store.
+    pub fn decode(&self) -> Result<BTreeMap<String, String>, InvalidMap> {
+        if self.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        serde_json::from_str(self.0).map_err(InvalidMap)
+    }
+}
+
+const EMPTY_MAP: &str = "{}";
+
+/// A map as it is stored: JSON, so that `sqlite3` and its `->>` can read it.
+pub(super) fn encode_map(map: &BTreeMap<String, String>) -> String {
+    if map.is_empty() {
+        return EMPTY_MAP.to_owned();
+    }
+    serde_json::to_string(map).expect("a map of strings is always valid JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_the_way_to_the_store_and_back_to_the_millisecond() {
+        for millis in [0, 1, -1, 1_704_067_200_123, -62_135_596_800_000] {
+            assert_eq!(UnixMillis::from(SystemTime::from(UnixMillis(millis))), UnixMillis(millis));
+        }
+        assert_eq!(UnixMillis::from(UNIX_EPOCH + Duration::from_nanos(1_999_999)), UnixMillis(1));
+        assert_eq!(UnixMillis::from(UNIX_EPOCH - Duration::from_nanos(1)), UnixMillis(-1));
+    }
+
+    #[test]
+    fn times_out_of_range_do_not_panic() {
+        let _ = SystemTime::from(UnixMillis(i64::MAX));
+        let _ = SystemTime::from(UnixMillis(i64::MIN));
+    }
+
+    #[test]
+    fn maps_come_back_as_they_were() {
+        let map: BTreeMap<_, _> = [("location", "datacenter-1"), ("quote", "\"'\\\n\0"), ("ü", "☃"), ("", "")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        assert_eq!(MapText(&encode_map(&map)).decode().unwrap(), map);
+        assert_eq!(encode_map(&BTreeMap::new()), "{}");
+        assert!(MapText("{}").is_empty());
+        assert!(MapText("[1]").decode().is_err());
+    }
+}

@@ -1,0 +1,24 @@
+-- Devices, and the small facts of an installation.
+-- Ids compare by their bytes (SQLite's BINARY collation), as the pages of a list do.
+CREATE TABLE devices (
+    pk            INTEGER PRIMARY KEY,
+    id            TEXT    NOT NULL UNIQUE,
+    key_hash      BLOB    NOT NULL CHECK (length(key_hash) = 32),  -- SHA-256 of the API key
+    revision      INTEGER NOT NULL CHECK (revision > 0),
+    maintenance   INTEGER NOT NULL CHECK (maintenance IN (0, 1)),
+    registered_at INTEGER NOT NULL,                                -- Unix milliseconds
+    last_seen     INTEGER,                                         -- Unix milliseconds; NULL: never seen
+    name          TEXT    NOT NULL,
+    type          TEXT    NOT NULL,
+    version       TEXT    NOT NULL,
+    metadata      TEXT    NOT NULL,                                -- a JSON object of strings
+    labels        TEXT    NOT NULL,                                -- a JSON object of strings
+    system_info   BLOB    NOT NULL                                 -- protobuf fleetd.v1.SystemInfo
+) STRICT;
+
+CREATE UNIQUE INDEX devices_by_key_hash ON devices (key_hash);
+
+CREATE TABLE settings (
+    name  TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
