@@ -1,6 +1,16 @@
 //! fleetd takes the heartbeats of very large device fleets, knows every device live, and rolls software out to
 //! them without breaking them. ARCHITECTURE.md follows one heartbeat through these modules.
+pub mod actors;
+pub mod app;
 pub mod auth;
+pub mod clock;
+pub mod config;
+pub mod data_dir;
+pub mod engine;
 pub mod error;
+pub mod http;
 pub mod ids;
+pub mod metrics;
+pub mod observe;
 pub mod store;
+pub mod telemetry;

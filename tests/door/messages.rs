@@ -105,6 +105,39 @@ fn json_nested_ten_thousand_deep_ends_in_an_answer() {
     }
 }
 
+/// Errors go into logs and, over gRPC, into a header: they must not be as long as the sender likes.
+#[test]
+fn an_error_stays_short_whatever_was_sent() {
+    let door = Door::shared();
+    let long = "x".repeat(1 << 20);
+    let texts = [
+        ("an id", format!(r#"{{"device_id":"{long}"}}"#)),
+        ("an enum's name", format!(r#"{{"device_id":"{DEVICE}","status":{{"state":"{long}"}}}}"#)),
+        ("a time", format!(r#"{{"device_id":"{DEVICE}","timestamp":"{long}"}}"#)),
+        ("a number", format!(r#"{{"device_id":"{DEVICE}","stats":{{"cpu_percent":"{long}"}}}}"#)),
+        ("a name of a metric", format!(r#"{{"device_id":"{DEVICE}","stats":{{"metrics":{{"{long}":1}}}}}}"#)),
+        ("a wrong value under a long name", format!(r#"{{"stats":{{"metrics":{{"{long}":true}}}}}}"#)),
+        ("a version", format!(r#"{{"device_id":"{DEVICE}","version":"{long}"}}"#)),
+    ];
+    for (name, text) in texts {
+        for client in json() {
+            let ask = client.call(HEARTBEAT, Some(&door.key), text.as_bytes());
+            let outcome = door.unharmed(name, || door.outcome(client, &ask));
+            assert_eq!(outcome.code, "INVALID_ARGUMENT", "{name}: {client:?}: {:.300}", outcome.message);
+            assert!(outcome.message.len() <= 1024, "{name}: {client:?}: an error of {} bytes", outcome.message.len());
+        }
+    }
+    let metric = [proto::bytes(1, long.as_bytes()), proto::double(2, 1.0)].concat();
+    let stats = proto::bytes(3, &proto::bytes(6, &metric));
+    let message = [proto::bytes(1, DEVICE.as_bytes()), stats].concat();
+    for client in binary() {
+        let ask = client.call(HEARTBEAT, Some(&door.key), &message);
+        let outcome = door.unharmed("a name of a metric", || door.outcome(client, &ask));
+        assert_eq!(outcome.code, "INVALID_ARGUMENT", "{client:?}: {:.300}", outcome.message);
+        assert!(outcome.message.len() <= 1024, "{client:?}: an error of {} bytes", outcome.message.len());
+    }
+}
+
 #[test]
 fn numbers_that_no_device_measures_do_no_harm() {
     let door = Door::shared();

@@ -1,0 +1,7 @@
+//! Heartbeats and events on their way into ClickHouse: encoded once into a row, held by the journal, written by the
+//! writer, checked by its audit.
+pub mod clickhouse;
+pub mod journal;
+pub mod row;
+pub mod schema;
+pub mod writer;

@@ -1,0 +1,42 @@
+//! What a journal record holds: finished RowBinary rows, encoded once, straight from the decoded message.
+//!
+//! Pure: no clock, no runtime, no ClickHouse. The writer only puts `journal_id` and `seq` in front of each row, so a
+//! heartbeat's fields are never looked at again after the device actor has let it in.
+//!
+//! A record is a sequence of sections, one row each:
+//!
+//! ```text
+//! table: u8 | row length: varint | RowBinary of the row's own columns
+//! ```
+//!
+//! Every row begins with `received_at` (Int64, milliseconds), the string its table is ordered by (`device_id` or
+//! `deployment_id`) and `timestamp` (Int64, milliseconds), so that the writer can bound and sort rows of any table.
+pub mod binary;
+pub mod event;
+pub mod heartbeat;
+mod section;
+mod table;
+mod time;
+
+pub use event::{DeploymentEvent, DeviceEvent};
+pub use heartbeat::encode_heartbeat;
+pub use section::{append_section, MalformedRecord, Section, Sections, MAX_ROW_BYTES};
+pub use table::Table;
+pub use time::UnixMillis;
+
+/// A message that cannot become a row; the field's path is the one the client sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidField {
+    #[error("{field} has {count} entries; at most {limit} are taken: send the most important ones, or less often")]
+    TooMany { field: &'static str, count: usize, limit: usize },
+    #[error("{field} has {bytes} bytes; at most {limit} are taken")]
+    TooLong { field: &'static str, bytes: usize, limit: usize },
+    #[error("stats.metrics has the name {name:?}; names are 1 to 64 of A-Z a-z 0-9 _ .")]
+    MetricName { name: String },
+}
+
+impl From<InvalidField> for crate::error::ApiError {
+    fn from(invalid: InvalidField) -> Self {
+        Self::invalid_argument(invalid.to_string())
+    }
+}

@@ -1,0 +1,188 @@
+//! The telemetry tables: brought up to date at each start by numbered migrations, and aged by the configured retention.
+mod plan;
+
+use std::time::Duration;
+
+pub use plan::{pending, Applied, Migration, RefusedSchema};
+
+use super::clickhouse::{ClickHouse, ClickHouseError};
+use super::row::Table;
+
+/// All migrations, oldest first. Never edit one that was released: add another.
+pub const MIGRATIONS: [Migration; 1] =
+    [Migration { version: 1, name: "telemetry", sql: include_str!("0001_telemetry.sql") }];
+
+/// Holds what was applied. The token of each insert makes a version that two servers apply at once one row.
+const BOOKKEEPING: &str = "CREATE TABLE IF NOT EXISTS schema_migrations \
+     (version UInt32, name String, checksum String, applied_at DateTime64(3, 'UTC') DEFAULT now64(3)) \
+     ENGINE = MergeTree ORDER BY version \
+     SETTINGS non_replicated_deduplication_window = 10000, fsync_after_insert = 1, fsync_part_directory = 1";
+
+/// How long rows are kept, by table; `None` keeps them for ever. Counted from `received_at`, to the second; a row goes
+/// with the last of its day, so up to a day later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    pub heartbeats: Option<Duration>,
+    pub processes: Option<Duration>,
+    pub device_events: Option<Duration>,
+    pub deployment_events: Option<Duration>,
+}
+
+impl Default for Retention {
+    /// A month of heartbeats, a week of processes, a year of events.
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        Self {
+            heartbeats: Some(30 * DAY),
+            processes: Some(7 * DAY),
+            device_events: Some(365 * DAY),
+            deployment_events: Some(365 * DAY),
+        }
+    }
+}
+
+impl Retention {
+    pub const fn of(&self, table: Table) -> Option<Duration> {
+        match table {
+            Table::Heartbeats => self.heartbeats,
+            Table::Processes => self.processes,
+            Table::DeviceEvents => self.device_events,
+            Table::DeploymentEvents => self.deployment_events,
+        }
+    }
+}
+
+/// Why the schema is not up to date. The server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    #[error("cannot bring the telemetry tables up to date")]
+    ClickHouse(#[from] ClickHouseError),
+    #[error("migration {version} ({name}) failed at statement {statement}")]
+    Migration {
+        version: u32,
+        name: &'static str,
+        /// Counted from 1.
+        statement: usize,
+        #[source]
+        source: ClickHouseError,
+    },
+    #[error(transparent)]
+    Refused(#[from] RefusedSchema),
+}
+
+/// Creates the database if need be, applies what is missing, and sets the retention where it differs.
+pub async fn migrate(clickhouse: &ClickHouse, retention: &Retention) -> Result<(), SchemaError> {
+    clickhouse.create_database().await?;
+    clickhouse.execute("create the list of migrations", clickhouse.query(BOOKKEEPING)).await?;
+    let applied: Vec<Applied> = clickhouse
+        .rows("read the list of migrations", clickhouse.query("SELECT version, checksum FROM schema_migrations"))
+        .await?;
+    for migration in pending(&MIGRATIONS, &applied)? {
+        apply(clickhouse, migration).await?;
+    }
+    for table in Table::ALL {
+        apply_retention(clickhouse, table, retention.of(table)).await?;
+    }
+    Ok(())
+}
+
+async fn apply(clickhouse: &ClickHouse, migration: &Migration) -> Result<(), SchemaError> {
+    let Migration { version, name, .. } = *migration;
+    for (at, statement) in migration.statements().iter().enumerate() {
+        clickhouse.execute("apply a migration", clickhouse.query(statement)).await.map_err(|source| {
+            SchemaError::Migration { version, name, statement: at + 1, source }
+        })?;
+    }
+    let record = clickhouse
+        .query(
+            "INSERT INTO schema_migrations (version, name, checksum) \
+             SELECT {version:UInt32}, {name:String}, {checksum:String}",
+        )
+        .with_setting("async_insert", "0")
+        .with_setting("insert_deduplication_token", format!("migration:{version}"))
+        .param("version", version)
+        .param("name", name)
+        .param("checksum", migration.checksum());
+    clickhouse.execute("record a migration", record).await?;
+    tracing::info!(version, name, database = clickhouse.database(), "schema migration applied");
+    Ok(())
+}
+
+#[derive(clickhouse::Row, serde::Deserialize)]
+struct Ttl {
+    ttl: String,
+}
+
+/// Alters the table only when its TTL is another, because ClickHouse recomputes every part after an ALTER.
+async fn apply_retention(
+    clickhouse: &ClickHouse,
+    table: Table,
+    retention: Option<Duration>,
+) -> Result<(), SchemaError> {
+    let query = clickhouse
+        .query(
+            "SELECT extract(engine_full, 'TTL (.*?)(?: SETTINGS |$)') AS ttl \
+             FROM system.tables WHERE database = {database:String} AND name = {table:String}",
+        )
+        .param("database", clickhouse.database())
+        .param("table", table.name());
+    let found: Vec<Ttl> = clickhouse.rows("read a table's retention", query).await?;
+    let found = found.first().map_or("", |row| row.ttl.as_str());
+    let wanted = retention.map(ttl_expression).unwrap_or_default();
+    if found == wanted {
+        return Ok(());
+    }
+    let name = table.name();
+    let statement = match wanted.as_str() {
+        "" => format!("ALTER TABLE {name} REMOVE TTL"),
+        expression => format!("ALTER TABLE {name} MODIFY TTL {expression}"),
+    };
+    clickhouse.execute("set a table's retention", clickhouse.query(&statement)).await?;
+    tracing::info!(table = name, was = found, now = wanted, "retention changed");
+    Ok(())
+}
+
+/// As ClickHouse prints it back, so that the comparison above is one of texts.
+fn ttl_expression(retention: Duration) -> String {
+    format!("toDateTime(received_at) + toIntervalSecond({})", retention.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_are_numbered_from_1_without_a_gap() {
+        for (at, migration) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(migration.version as usize, at + 1, "{}", migration.name);
+        }
+    }
+
+    #[test]
+    fn every_statement_can_be_applied_twice() {
+        for migration in MIGRATIONS {
+            assert!(!migration.statements().is_empty());
+            for statement in migration.statements() {
+                assert!(statement.contains(" IF NOT EXISTS ") || statement.contains(" IF EXISTS "), "{statement}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_table_has_the_columns_that_its_rows_are_written_with() {
+        let sql = MIGRATIONS.iter().map(|migration| migration.sql).collect::<String>();
+        for table in Table::ALL {
+            let start = format!("CREATE TABLE IF NOT EXISTS {}\n(", table.name());
+            let body = sql.split_once(&start).expect(table.name()).1;
+            let body = body.split_once("\n)").expect(table.name()).0;
+            let made: Vec<_> = body
+                .lines()
+                .filter_map(|line| line.trim().split_once(' '))
+                .map(|(name, _)| name)
+                .filter(|name| *name != "INDEX")
+                .collect();
+            let written: Vec<_> = table.columns().split(", ").map(str::trim).collect();
+            assert_eq!(made, written, "{}", table.name());
+        }
+    }
+}
