@@ -26,7 +26,7 @@ mod sql;
 mod statement;
 
 pub use locate::{locate, LocateError, ENGINE_VERSION};
-pub use process::{EngineOptions, EngineProcess};
+pub use process::{EngineMonitor, EngineOptions, EngineProcess};
 pub use server::{run, ServerOptions};
 
 use std::net::SocketAddr;

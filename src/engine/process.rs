@@ -59,6 +59,17 @@ pub struct EngineProcess {
     ended: Option<oneshot::Receiver<()>>,
 }
 
+/// What operators may know of the engine, also while it is being ended.
+#[derive(Clone)]
+pub struct EngineMonitor(Arc<Shared>);
+
+impl EngineMonitor {
+    /// How often a child was started after one had died.
+    pub fn restarts(&self) -> u64 {
+        self.0.restarts.load(Ordering::Relaxed)
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
     /// Wakes the supervisor out of a backoff.
@@ -124,6 +135,11 @@ impl EngineProcess {
     /// How often a child was started after one had died.
     pub fn restarts(&self) -> u64 {
         self.shared.restarts.load(Ordering::Relaxed)
+    }
+
+    /// A view for metrics that does not keep the engine running.
+    pub fn monitor(&self) -> EngineMonitor {
+        EngineMonitor(Arc::clone(&self.shared))
     }
 
     /// Ends the engine: SIGTERM, up to five seconds for running statements, then SIGKILL.

@@ -89,9 +89,10 @@ pub async fn migrate(clickhouse: &ClickHouse, retention: &Retention) -> Result<(
 async fn apply(clickhouse: &ClickHouse, migration: &Migration) -> Result<(), SchemaError> {
     let Migration { version, name, .. } = *migration;
     for (at, statement) in migration.statements().iter().enumerate() {
-        clickhouse.execute("apply a migration", clickhouse.query(statement)).await.map_err(|source| {
-            SchemaError::Migration { version, name, statement: at + 1, source }
-        })?;
+        clickhouse
+            .execute("apply a migration", clickhouse.query(statement))
+            .await
+            .map_err(|source| SchemaError::Migration { version, name, statement: at + 1, source })?;
     }
     let record = clickhouse
         .query(
@@ -121,7 +122,8 @@ async fn apply_retention(
 ) -> Result<(), SchemaError> {
     let query = clickhouse
         .query(
-            "SELECT extract(engine_full, 'TTL (.*?)(?: SETTINGS |$)') AS ttl \
+            // A doubled ? is the crate's escape for one that is no placeholder.
+            "SELECT extract(engine_full, 'TTL (.*??)(??: SETTINGS |$)') AS ttl \
              FROM system.tables WHERE database = {database:String} AND name = {table:String}",
         )
         .param("database", clickhouse.database())

@@ -166,7 +166,9 @@ impl Task {
             Ok(batch) => batch,
             Err(error) => {
                 let first = self.source.next();
-                self.courier.wait(&mut self.read_backoff, SeqRange { first, last: self.journal.written_seq() }, &error).await;
+                self.courier
+                    .wait(&mut self.read_backoff, SeqRange { first, last: self.journal.written_seq() }, &error)
+                    .await;
                 return;
             }
         };
@@ -218,7 +220,9 @@ impl Task {
         let committed = self.position.committed;
         let sealed = self.journal.segments().into_iter().find(|segment| segment.sealed);
         let range = match sealed {
-            Some(segment) if segment.last_seq <= committed => SeqRange { first: segment.first_seq, last: segment.last_seq },
+            Some(segment) if segment.last_seq <= committed => {
+                SeqRange { first: segment.first_seq, last: segment.last_seq }
+            }
             _ => {
                 let is_due = self.last_audit.elapsed() >= self.options.audit_every;
                 let is_asked = self.shared.audit_through() > self.audited;

@@ -1,0 +1,62 @@
+# fleetd: `make run` and `make test` work on a machine that has only a Rust toolchain, a C compiler, npm, Python 3 and git.
+# What they need besides is fetched by the ordinary package clients, pinned, into target/, .tools/ or the user's cache.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BUF := @bufbuild/buf@1.75.0
+CARGO_DENY_VERSION := 0.20.2
+TOOLS := $(CURDIR)/.tools
+CARGO_DENY := $(TOOLS)/bin/cargo-deny
+
+# The simulated fleet of `make run`; FLEET=0 for none.
+FLEET ?= 1000
+LISTEN ?= 127.0.0.1:8080
+DATA_DIR ?= fleetd-data
+
+.PHONY: help
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+.PHONY: run
+run: engine build ## Build, then run the server with a simulated fleet (FLEET=1000, LISTEN, DATA_DIR)
+	@scripts/run.sh "$(LISTEN)" "$(DATA_DIR)" "$(FLEET)"
+
+.PHONY: build
+build: ## Build the server and the load generator, optimised
+	cargo build --release --locked --workspace --bins
+
+.PHONY: engine
+engine: ## Fetch the embedded ClickHouse into the user's cache
+	@scripts/fetch-engine.sh >/dev/null
+
+.PHONY: test
+test: lint unit deny ## Everything that must hold before a change lands
+
+.PHONY: unit
+unit: engine ## All tests of all crates
+	cargo test --workspace --locked
+
+.PHONY: lint
+lint: ## Formatting, clippy, rustdoc, the contract
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	npx --yes $(BUF) lint
+
+.PHONY: deny
+deny: $(CARGO_DENY) ## Licences and sources of dependencies; advisories where their database can be fetched
+	@scripts/deny.sh "$(CARGO_DENY)"
+
+$(CARGO_DENY):
+	cargo install --locked --root "$(TOOLS)" --version $(CARGO_DENY_VERSION) cargo-deny
+
+.PHONY: bench
+bench: engine build ## The benchmarks of docs/performance.md that need no arguments
+	cargo bench --locked
+	target/release/fleetd-loadtest compare
+
+.PHONY: clean
+clean: ## Remove what was built and installed here; the data directory stays
+	rm -rf target .tools

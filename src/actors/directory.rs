@@ -1,0 +1,220 @@
+//! Finds devices: every registered one by id, and the actor of those that are awake.
+//!
+//! actix's `Supervisor` restarts an actor that stops, but one that panicked is gone and its address closed for good.
+//! So supervision ends here: the directory notices a closed address, makes the actor anew from its entry, counts it,
+//! and delivers the message. A message whose own handling panicked is answered INTERNAL and not tried again: it
+//! would most likely panic again.
+use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use actix::prelude::*;
+use dashmap::DashMap;
+use fleetd_proto::v1::HeartbeatRequest;
+
+use super::device::{DeviceActor, Heartbeat, Taken};
+use super::entry::DeviceEntry;
+use crate::error::ApiError;
+use crate::ids::DeviceId;
+use crate::telemetry::journal::Journal;
+use crate::telemetry::row::UnixMillis;
+
+/// What every device actor needs besides its own entry.
+pub struct Shared {
+    pub(super) journal: Journal,
+    /// Pace that devices are told, before jitter.
+    pub(super) heartbeat_interval: Duration,
+    /// Actors alive now.
+    pub(super) awake: AtomicUsize,
+    /// Actors made anew because the last one was found dead.
+    recreated: AtomicU64,
+    /// Messages sent and not answered yet.
+    in_flight: AtomicUsize,
+}
+
+/// Cheap, cloneable handle.
+#[derive(Clone)]
+pub struct DeviceDirectory {
+    devices: Arc<DashMap<DeviceId, Arc<DeviceEntry>>>,
+    shards: Arc<[ArbiterHandle]>,
+    shared: Arc<Shared>,
+}
+
+/// Counts for operators and tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectorySnapshot {
+    /// Devices in the registry.
+    pub registered: usize,
+    /// Devices whose actor lives.
+    pub awake: usize,
+    /// Actors made anew after a panic, since the start.
+    pub recreated: u64,
+    /// Messages in mailboxes or being handled.
+    pub in_flight: usize,
+}
+
+static HASHER: LazyLock<std::hash::RandomState> = LazyLock::new(Default::default);
+
+/// A hash that a client cannot aim at one shard: seeded anew in each process.
+pub(super) fn hash_of(value: &impl Hash) -> u64 {
+    HASHER.hash_one(value)
+}
+
+impl DeviceDirectory {
+    /// `shards` are the arbiters on which the device actors live, at least one.
+    pub fn new(journal: Journal, heartbeat_interval: Duration, shards: Vec<ArbiterHandle>) -> Self {
+        assert!(!shards.is_empty(), "device actors need at least one arbiter");
+        let shared = Shared {
+            journal,
+            heartbeat_interval,
+            awake: AtomicUsize::new(0),
+            recreated: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+        };
+        Self { devices: Arc::default(), shards: shards.into(), shared: Arc::new(shared) }
+    }
+
+    /// Makes a registered device known. False when its id was known before; then nothing changes.
+    pub fn admit(&self, entry: DeviceEntry) -> bool {
+        match self.devices.entry(entry.id.clone()) {
+            dashmap::Entry::Occupied(_) => false,
+            dashmap::Entry::Vacant(vacant) => {
+                vacant.insert(Arc::new(entry));
+                true
+            }
+        }
+    }
+
+    pub fn find(&self, id: &str) -> Option<Arc<DeviceEntry>> {
+        self.devices.get(id).map(|entry| Arc::clone(&entry))
+    }
+
+    pub fn heartbeat_interval(&self) -> Duration {
+        self.shared.heartbeat_interval
+    }
+
+    pub fn snapshot(&self) -> DirectorySnapshot {
+        DirectorySnapshot {
+            registered: self.devices.len(),
+            awake: self.shared.awake.load(Ordering::Relaxed),
+            recreated: self.shared.recreated.load(Ordering::Relaxed),
+            in_flight: self.shared.in_flight.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Has the device's actor take a heartbeat. It is not durable yet: see [`Taken::ticket`].
+    pub async fn heartbeat(
+        &self,
+        entry: &Arc<DeviceEntry>,
+        request: HeartbeatRequest,
+        received_at: UnixMillis,
+    ) -> Result<Taken, ApiError> {
+        let _counted = InFlight::count(&self.shared.in_flight);
+        self.awake(entry).send(Heartbeat { request, received_at }).await.map_err(handler_died)?
+    }
+
+    /// The device's actor, made now if it sleeps or died.
+    fn awake(&self, entry: &Arc<DeviceEntry>) -> Addr<DeviceActor> {
+        let mut address = entry.address.lock();
+        if let Some(live) = address.as_ref() {
+            if live.connected() {
+                return live.clone();
+            }
+            self.shared.recreated.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(device_id = %entry.id, "device actor had died, made anew");
+        }
+        let shard = &self.shards[(hash_of(&entry.id) % self.shards.len() as u64) as usize];
+        let (entry, shared) = (Arc::clone(entry), Arc::clone(&self.shared));
+        let made = Supervisor::start_in_arbiter(shard, move |_| DeviceActor::new(entry, shared));
+        address.insert(made).clone()
+    }
+}
+
+/// Counts a message while somebody waits for its answer, also when that somebody gives up.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl<'a> InFlight<'a> {
+    fn count(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn handler_died(error: MailboxError) -> ApiError {
+    ApiError::internal("the device's actor died while it handled this message; try again").with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::KeyHash;
+    use crate::telemetry::journal::{JournalOptions, SyncMode};
+
+    fn directory(dir: &std::path::Path) -> DeviceDirectory {
+        let options =
+            JournalOptions { dir: dir.into(), sync: SyncMode::Never, segment_bytes: 1 << 20, capacity_bytes: 8 << 20 };
+        let (journal, _) = Journal::open(options).expect("a journal in a new folder");
+        DeviceDirectory::new(journal, Duration::from_secs(30), vec![Arbiter::new().handle()])
+    }
+
+    fn register(directory: &DeviceDirectory, id: &str) -> Arc<DeviceEntry> {
+        let id = DeviceId::parse(id).expect("a valid id");
+        assert!(directory.admit(DeviceEntry::new(id.clone(), KeyHash::of("secret"))));
+        directory.find(id.as_str()).expect("just admitted")
+    }
+
+    fn heartbeat(id: &str) -> HeartbeatRequest {
+        HeartbeatRequest { device_id: id.into(), ..HeartbeatRequest::default() }
+    }
+
+    #[actix::test]
+    async fn a_device_goes_on_after_its_actor_panicked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = directory(folder.path());
+        let entry = register(&directory, "rpi-001");
+        directory
+            .heartbeat(&entry, heartbeat("rpi-001"), UnixMillis::now())
+            .await
+            .expect("taken")
+            .ticket
+            .committed()
+            .await
+            .expect("1");
+
+        let actor = directory.awake(&entry);
+        actor.send(super::super::device::Panic).await.expect_err("the panic takes the actor down");
+        let taken =
+            directory.heartbeat(&entry, heartbeat("rpi-001"), UnixMillis::now()).await.expect("taken by a new actor");
+        assert_eq!(taken.ticket.committed().await.expect("committed"), 2);
+        assert_eq!(directory.snapshot(), DirectorySnapshot { registered: 1, awake: 1, recreated: 1, in_flight: 0 });
+    }
+
+    #[actix::test]
+    async fn a_heartbeat_is_visible_in_the_read_model_and_paces_the_device() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = directory(folder.path());
+        let entry = register(&directory, "rpi-002");
+        let now = UnixMillis::now();
+        let taken = directory.heartbeat(&entry, heartbeat("rpi-002"), now).await.expect("taken");
+        assert_eq!(entry.live().last_seen, Some(now));
+        let seconds = taken.next_heartbeat.as_secs_f64();
+        assert!((27.0..=33.0).contains(&seconds), "{seconds} s is not 30 s within a tenth");
+    }
+
+    #[actix::test]
+    async fn an_id_is_admitted_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = directory(folder.path());
+        register(&directory, "rpi-003");
+        let again = DeviceEntry::new(DeviceId::parse("rpi-003").expect("valid"), KeyHash::of("other"));
+        assert!(!directory.admit(again));
+        assert_eq!(directory.snapshot().registered, 1);
+    }
+}

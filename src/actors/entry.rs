@@ -1,0 +1,125 @@
+//! What the server knows of one registered device without asking its actor: the credential, the limit, the address
+//! of the actor if it is awake, and the live state that lists and single reads show.
+//!
+//! There is one entry a registered device, live or not, so its size is the memory of a registered fleet.
+use std::time::Duration;
+
+use actix::Addr;
+use fleetd_proto::v1::device_status::State;
+use parking_lot::Mutex;
+
+use super::device::DeviceActor;
+use crate::auth::rate_limit::DeviceBuckets;
+use crate::auth::KeyHash;
+use crate::ids::DeviceId;
+use crate::telemetry::row::UnixMillis;
+
+/// One registered device, shared by the directory, its actor and the requests that concern it.
+pub struct DeviceEntry {
+    pub id: DeviceId,
+    pub key_hash: KeyHash,
+    pub limits: DeviceBuckets,
+    /// `None` until the first message, and again once the actor is found dead.
+    pub(super) address: Mutex<Option<Addr<DeviceActor>>>,
+    /// The read model. The actor is its only writer; a reader holds the lock for a copy.
+    live: Mutex<Live>,
+}
+
+/// Live state as the last heartbeat left it. Lost with the process; the next heartbeat brings it back.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// Wall clock of the last heartbeat, for people. `None`: not seen since the start.
+    pub last_seen: Option<UnixMillis>,
+    /// Monotonic nanoseconds ([`crate::clock::monotonic_nanos`]) of the last heartbeat: what presence is judged by.
+    pub last_seen_at: u64,
+    /// What the device last said of itself.
+    pub reported: State,
+    pub uptime_seconds: u64,
+    /// Boots since the actor was made, told from an uptime that fell.
+    pub boots: u32,
+    /// Version that the device reported, where it differs from the registered one.
+    pub version: Option<Box<str>>,
+    /// The last `SystemStats`, encoded: a fifth of the decoded struct's size, and most are never read.
+    pub stats: Vec<u8>,
+    pub heartbeats: u64,
+}
+
+impl DeviceEntry {
+    pub fn new(id: DeviceId, key_hash: KeyHash) -> Self {
+        Self {
+            id,
+            key_hash,
+            limits: DeviceBuckets::default(),
+            address: Mutex::new(None),
+            live: Mutex::new(Live::default()),
+        }
+    }
+
+    pub fn live(&self) -> Live {
+        self.live.lock().clone()
+    }
+
+    /// For the device's actor alone.
+    pub(super) fn update_live(&self, change: impl FnOnce(&mut Live)) {
+        change(&mut self.live.lock());
+    }
+}
+
+/// Missed heartbeats after which a device is LATE, then OFFLINE: 1.5 intervals forgive jitter and one slow network
+/// round, 3 intervals mean that two heartbeats in a row were lost.
+const LATE_AFTER_INTERVALS: f64 = 1.5;
+const OFFLINE_AFTER_INTERVALS: f64 = 3.0;
+
+impl Live {
+    /// Presence at `now` (monotonic nanoseconds), for a device told to report every `interval`.
+    pub fn presence(&self, now: u64, interval: Duration) -> State {
+        if self.last_seen.is_none() {
+            return State::Unknown;
+        }
+        if self.reported == State::Maintenance {
+            return State::Maintenance;
+        }
+        let silent = Duration::from_nanos(now.saturating_sub(self.last_seen_at)).as_secs_f64() / interval.as_secs_f64();
+        if silent > OFFLINE_AFTER_INTERVALS {
+            State::Offline
+        } else if silent > LATE_AFTER_INTERVALS {
+            State::Late
+        } else {
+            State::Online
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn presence_fades_from_online_to_late_to_offline() {
+        let live = Live {
+            last_seen: Some(UnixMillis::EPOCH),
+            last_seen_at: 100 * SECOND,
+            reported: State::Online,
+            ..Live::default()
+        };
+        for (seconds_later, expected) in
+            [(0, State::Online), (45, State::Online), (46, State::Late), (90, State::Late), (91, State::Offline)]
+        {
+            assert_eq!(live.presence((100 + seconds_later) * SECOND, INTERVAL), expected, "{seconds_later} s");
+        }
+    }
+
+    #[test]
+    fn a_device_that_has_not_reported_since_the_start_is_unknown_not_offline() {
+        assert_eq!(Live::default().presence(u64::MAX, INTERVAL), State::Unknown);
+    }
+
+    #[test]
+    fn maintenance_stands_over_silence() {
+        let live = Live { last_seen: Some(UnixMillis::EPOCH), reported: State::Maintenance, ..Live::default() };
+        assert_eq!(live.presence(u64::MAX, INTERVAL), State::Maintenance);
+    }
+}

@@ -1,0 +1,251 @@
+//! What runs, in which order it starts, and in which order it stops.
+//!
+//! Start: data directory, registry, journal, ClickHouse, writer, device directory, front door. Stop is the reverse:
+//! no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
+//! that could not be kept.
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_rt::{Arbiter, System};
+use tokio::signal::unix::{signal, SignalKind};
+use tokio::sync::watch;
+
+use crate::actors::directory::DeviceDirectory;
+use crate::actors::entry::DeviceEntry;
+use crate::auth::{load_or_create_admin_key, AdminKeyError};
+use crate::config::{ClickHouseTarget, Config};
+use crate::data_dir::{DataDir, DataDirError};
+use crate::engine::{EngineError, EngineOptions, EngineProcess};
+use crate::http::access::Access;
+use crate::http::device_service::DeviceService;
+use crate::http::front;
+use crate::http::gateway::Gateway;
+use crate::http::operations::Operations;
+use crate::http::rpc::{self, FleetRpc};
+use crate::ids::DeviceId;
+use crate::observe;
+use crate::store::{sqlite, Store, StoreError};
+use crate::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
+use crate::telemetry::journal::{self, Journal, JournalOptions};
+use crate::telemetry::schema::{self, Retention, SchemaError};
+use crate::telemetry::writer::{self, WriterHandle, WriterOptions};
+
+/// How long after the front door is shut the journal's rest may take to reach ClickHouse. What does not make it
+/// stays in the journal and goes out after the next start.
+const FLUSH_WITHIN: Duration = Duration::from_secs(3);
+
+/// A second signal this soon after the first is taken for the same one.
+const SAME_SIGNAL_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error("the registry of devices does not open")]
+    Store(#[from] StoreError),
+    #[error("no admin key")]
+    AdminKey(#[from] AdminKeyError),
+    #[error("the journal does not open")]
+    Journal(#[from] journal::OpenError),
+    #[error("the embedded ClickHouse does not start")]
+    Engine(#[from] EngineError),
+    #[error("the tables in ClickHouse are not as this version needs them")]
+    Schema(#[from] SchemaError),
+    #[error("the ClickHouse writer does not start")]
+    Writer(#[from] writer::WriterError),
+    #[error("cannot listen on {address}; give another --listen")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot {operation}")]
+    System { operation: &'static str, source: std::io::Error },
+}
+
+/// Logs go to standard error, at the level that `FLEETD_LOG` names.
+pub fn init_logging() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("FLEETD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // A second call, as tests make, keeps the first.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .try_init();
+}
+
+/// Runs the server until SIGTERM or SIGINT; prints the ready line to standard output.
+pub fn run(config: Config) -> Result<(), AppError> {
+    System::new().block_on(async move {
+        let started = Instant::now();
+        let mut stop = StopSignals::listen()?;
+        let server = Server::start(config).await?;
+        println!("fleetd ready http=http://{} clickhouse={}", server.address, server.clickhouse_url);
+        // A reader waits for this line; a closed standard output is no reason to stop.
+        let _ = std::io::stdout().flush();
+        tracing::info!(address = %server.address, took = ?started.elapsed(), "ready");
+        stop.wait().await;
+        tokio::select! {
+            () = server.stop() => tracing::info!("stopped"),
+            () = stop.wait_once_more() => tracing::warn!("told again to stop, stopping at once"),
+        }
+        Ok(())
+    })
+}
+
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn listen() -> Result<Self, AppError> {
+        let failed = |source| AppError::System { operation: "listen for signals", source };
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// A person who presses Ctrl-C again means it; a supervisor that signals both the process and its group does not.
+    async fn wait_once_more(&mut self) {
+        let first = Instant::now();
+        while first.elapsed() < SAME_SIGNAL_WITHIN {
+            self.wait().await;
+        }
+    }
+}
+
+/// Everything that runs, in the order in which it was started.
+struct Server {
+    _data_dir: DataDir,
+    store: Arc<dyn Store>,
+    journal: Journal,
+    engine: Option<EngineProcess>,
+    writer: WriterHandle,
+    stopping: watch::Sender<bool>,
+    front: actix_server::ServerHandle,
+    address: SocketAddr,
+    clickhouse_url: String,
+}
+
+impl Server {
+    async fn start(config: Config) -> Result<Self, AppError> {
+        let data_dir = DataDir::hold(&config.data_dir)?;
+        // Taken first, so that an address in use is said before anything is started.
+        let listener =
+            TcpListener::bind(config.listen).map_err(|source| AppError::Listen { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| AppError::Listen { address: config.listen, source })?;
+        let admin = load_or_create_admin_key(data_dir.path(), config.admin_key.as_deref())?;
+        let store = sqlite::open(data_dir.path())?;
+        let (journal, recovery) = Journal::open(JournalOptions {
+            dir: data_dir.join("journal"),
+            sync: config.sync,
+            segment_bytes: config.journal_segment_bytes,
+            capacity_bytes: config.journal_capacity_bytes,
+        })?;
+        tracing::info!(?recovery, "journal opened");
+
+        let (engine, clickhouse_url) = match &config.clickhouse {
+            ClickHouseTarget::Server { url } => (None, url.clone()),
+            ClickHouseTarget::Embedded { listen, library } => {
+                let executable = std::env::current_exe()
+                    .map_err(|source| AppError::System { operation: "find the path of this program", source })?;
+                let options = EngineOptions {
+                    executable,
+                    library: library.clone(),
+                    data_dir: data_dir.join("clickhouse"),
+                    listen: *listen,
+                    memory_limit_bytes: None,
+                };
+                let engine = EngineProcess::start(options).await?;
+                let url = engine.url();
+                (Some(engine), url)
+            }
+        };
+        let clickhouse = ClickHouse::new(&ClickHouseConfig {
+            database: config.clickhouse_database.clone(),
+            user: config.clickhouse_user.clone(),
+            password: config.clickhouse_password.clone(),
+            ..ClickHouseConfig::new(&clickhouse_url)
+        });
+        let retention = retention(config.retention_days);
+        schema::migrate(&clickhouse, &retention).await?;
+        let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
+        let writer = writer::start(journal.clone(), clickhouse, options)?;
+
+        let shards = (0..config.workers).map(|_| Arbiter::new().handle()).collect();
+        let directory = DeviceDirectory::new(journal.clone(), config.heartbeat_interval, shards);
+        let registered = load_registry(&store, &directory)?;
+        tracing::info!(registered, "registry loaded");
+
+        let (stopping, is_stopping) = watch::channel(false);
+        let metrics = observe::metrics(observe::Sources {
+            directory: directory.clone(),
+            journal: journal.clone(),
+            writer: writer.clone(),
+            store: store.clone(),
+            engine: engine.as_ref().map(EngineProcess::monitor),
+        });
+        let operations = Operations::new(metrics.clone(), observe::readiness(&journal, is_stopping.clone()));
+        let devices = DeviceService {
+            access: Access::new(admin, directory.clone(), store.clone(), config.rate_limits),
+            directory,
+            store: store.clone(),
+            metrics,
+        };
+        let gateway = Gateway::new(FleetRpc::new(Arc::new(devices)), rpc::companions(), Arc::new(operations));
+        let front = front::serve(listener, config.workers, gateway, is_stopping)
+            .map_err(|source| AppError::Listen { address, source })?;
+        let handle = front.handle();
+        actix_rt::spawn(front);
+        Ok(Self {
+            _data_dir: data_dir,
+            store,
+            journal,
+            engine,
+            writer,
+            stopping,
+            front: handle,
+            address,
+            clickhouse_url,
+        })
+    }
+
+    async fn stop(self) {
+        tracing::info!("stopping");
+        self.stopping.send_replace(true);
+        self.front.stop(true).await;
+        if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
+            tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");
+        }
+        self.journal.close().await;
+        if let Some(engine) = self.engine {
+            engine.shutdown().await;
+        }
+        drop(self.store);
+    }
+}
+
+/// Heartbeats stay as long as the operator said; 0 days means for ever. The other tables keep their defaults.
+fn retention(heartbeat_days: u32) -> Retention {
+    const DAY: Duration = Duration::from_secs(86_400);
+    Retention { heartbeats: (heartbeat_days > 0).then(|| DAY * heartbeat_days), ..Retention::default() }
+}
+
+/// Makes every registered device known to the directory; no actor is made until a device reports.
+fn load_registry(store: &Arc<dyn Store>, directory: &DeviceDirectory) -> Result<u64, StoreError> {
+    store.for_each_device(&mut |row| match DeviceId::parse(row.id) {
+        Ok(id) => {
+            directory.admit(DeviceEntry::new(id, row.key_hash));
+        }
+        Err(reason) => tracing::error!(id = row.id, %reason, "a registered id is not valid, left out"),
+    })
+}

@@ -1,0 +1,264 @@
+//! Configuration: every setting is a flag, a key of the TOML file and an environment variable `FLEETD_…`.
+//!
+//! A flag beats the environment, the environment beats the file, the file beats the default. [`Settings`] is the
+//! union as the user may write it (everything optional); [`Config`] is what the server runs with, checked.
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::telemetry::journal::SyncMode;
+
+/// What a user may set. `None` everywhere means "the default".
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Address and port to serve every protocol on; port 0 picks a free one [default: 127.0.0.1:8080]
+    #[arg(long, env = "FLEETD_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+
+    /// Folder for the registry, the journal, the admin key and the embedded ClickHouse [default: ./fleetd-data]
+    #[arg(long, env = "FLEETD_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Threads that serve connections [default: one a core]
+    #[arg(long, env = "FLEETD_WORKERS", value_name = "N")]
+    pub workers: Option<usize>,
+
+    /// ClickHouse server to write to; without it an embedded ClickHouse runs as a child process
+    #[arg(long, env = "FLEETD_CLICKHOUSE_URL", value_name = "URL")]
+    pub clickhouse_url: Option<String>,
+
+    /// Database for the tables [default: fleetd]
+    #[arg(long, env = "FLEETD_CLICKHOUSE_DATABASE", value_name = "NAME")]
+    pub clickhouse_database: Option<String>,
+
+    /// User for --clickhouse-url [default: default]
+    #[arg(long, env = "FLEETD_CLICKHOUSE_USER", value_name = "NAME")]
+    pub clickhouse_user: Option<String>,
+
+    /// Password for --clickhouse-url; better given in the environment than on the command line
+    #[arg(long, env = "FLEETD_CLICKHOUSE_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub clickhouse_password: Option<String>,
+
+    /// Address of the embedded ClickHouse; port 0 picks a free one [default: 127.0.0.1:8123]
+    #[arg(long, env = "FLEETD_ENGINE_LISTEN", value_name = "ADDR")]
+    pub engine_listen: Option<SocketAddr>,
+
+    /// The embedded ClickHouse's library, libchdb.so [default: beside the program, then the user's cache]
+    #[arg(long, env = "FLEETD_ENGINE_LIBRARY", value_name = "FILE")]
+    pub engine_library: Option<PathBuf>,
+
+    /// Days that heartbeats stay in ClickHouse; 0 keeps them for ever [default: 30]
+    #[arg(long, env = "FLEETD_RETENTION_DAYS", value_name = "DAYS")]
+    pub retention_days: Option<u32>,
+
+    /// When the journal is fsynced: "always", "interval:50ms" or "never" [default: interval:50ms]
+    #[arg(long, env = "FLEETD_SYNC", value_name = "MODE")]
+    pub sync: Option<SyncMode>,
+
+    /// Megabytes that the journal may hold while ClickHouse is away; then heartbeats get UNAVAILABLE [default: 8192]
+    #[arg(long, env = "FLEETD_JOURNAL_CAPACITY_MB", value_name = "MB")]
+    pub journal_capacity_mb: Option<u64>,
+
+    /// Megabytes of one journal segment, the unit in which the journal is audited and deleted [default: 64]
+    #[arg(long, env = "FLEETD_JOURNAL_SEGMENT_MB", value_name = "MB")]
+    pub journal_segment_mb: Option<u64>,
+
+    /// Seconds that devices are told to wait between heartbeats, before jitter [default: 30]
+    #[arg(long, env = "FLEETD_HEARTBEAT_INTERVAL_SECONDS", value_name = "SECONDS")]
+    pub heartbeat_interval_seconds: Option<u32>,
+
+    #[command(flatten)]
+    #[serde(default)]
+    pub rate_limit: RateLimitSettings,
+}
+
+/// The `[rate_limit]` table of the file. 0 means no limit.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitSettings {
+    /// Requests a second from one address without a valid key; 0 = no limit [default: 10]
+    #[arg(long = "rate-limit-anonymous", env = "FLEETD_RATE_LIMIT_ANONYMOUS", value_name = "N")]
+    pub anonymous: Option<u32>,
+
+    /// Requests a second with one key; 0 = no limit [default: 100]
+    #[arg(long = "rate-limit-authenticated", env = "FLEETD_RATE_LIMIT_AUTHENTICATED", value_name = "N")]
+    pub authenticated: Option<u32>,
+
+    /// Heartbeats a minute from one device; 0 = no limit [default: 10]
+    #[arg(long = "rate-limit-device", env = "FLEETD_RATE_LIMIT_DEVICE", value_name = "N")]
+    pub device: Option<u32>,
+}
+
+/// Where ClickHouse is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClickHouseTarget {
+    /// A child process of this program, on this address.
+    Embedded { listen: SocketAddr, library: Option<PathBuf> },
+    /// A server that somebody else runs.
+    Server { url: String },
+}
+
+/// What the server runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub workers: usize,
+    pub clickhouse: ClickHouseTarget,
+    pub clickhouse_database: String,
+    pub clickhouse_user: Option<String>,
+    pub clickhouse_password: Option<String>,
+    pub retention_days: u32,
+    pub sync: SyncMode,
+    pub journal_capacity_bytes: u64,
+    pub journal_segment_bytes: u64,
+    pub heartbeat_interval: Duration,
+    pub rate_limits: RateLimits,
+    /// `FLEETD_ADMIN_KEY`: a secret, so neither a flag nor a key of the file.
+    pub admin_key: Option<String>,
+}
+
+/// Requests allowed in one period; 0 = no limit. Periods: a second, a second, a minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimits {
+    pub anonymous_per_second: u32,
+    pub authenticated_per_second: u32,
+    pub device_per_minute: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration file {} is not valid: {message}", path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error("{name} = {value} is out of range: {expected}")]
+    Range { name: &'static str, value: String, expected: &'static str },
+}
+
+impl Settings {
+    /// Reads the TOML file; an unknown key is an error with its name and line.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        toml::from_str(&text)
+            .map_err(|error| ConfigError::Parse { path: path.into(), message: error.to_string().trim().to_owned() })
+    }
+
+    /// `self`, with `fallback` wherever `self` says nothing.
+    #[must_use]
+    pub fn or(self, fallback: Self) -> Self {
+        Self {
+            listen: self.listen.or(fallback.listen),
+            data_dir: self.data_dir.or(fallback.data_dir),
+            workers: self.workers.or(fallback.workers),
+            clickhouse_url: self.clickhouse_url.or(fallback.clickhouse_url),
+            clickhouse_database: self.clickhouse_database.or(fallback.clickhouse_database),
+            clickhouse_user: self.clickhouse_user.or(fallback.clickhouse_user),
+            clickhouse_password: self.clickhouse_password.or(fallback.clickhouse_password),
+            engine_listen: self.engine_listen.or(fallback.engine_listen),
+            engine_library: self.engine_library.or(fallback.engine_library),
+            retention_days: self.retention_days.or(fallback.retention_days),
+            sync: self.sync.or(fallback.sync),
+            journal_capacity_mb: self.journal_capacity_mb.or(fallback.journal_capacity_mb),
+            journal_segment_mb: self.journal_segment_mb.or(fallback.journal_segment_mb),
+            heartbeat_interval_seconds: self.heartbeat_interval_seconds.or(fallback.heartbeat_interval_seconds),
+            rate_limit: RateLimitSettings {
+                anonymous: self.rate_limit.anonymous.or(fallback.rate_limit.anonymous),
+                authenticated: self.rate_limit.authenticated.or(fallback.rate_limit.authenticated),
+                device: self.rate_limit.device.or(fallback.rate_limit.device),
+            },
+        }
+    }
+
+    /// Fills in the defaults and checks the ranges.
+    pub fn resolve(self, admin_key: Option<String>) -> Result<Config, ConfigError> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let clickhouse = match self.clickhouse_url {
+            Some(url) => ClickHouseTarget::Server { url },
+            None => ClickHouseTarget::Embedded {
+                listen: self.engine_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8123))),
+                library: self.engine_library,
+            },
+        };
+        let workers = self.workers.unwrap_or(cores);
+        let segment_mb = self.journal_segment_mb.unwrap_or(64);
+        let capacity_mb = self.journal_capacity_mb.unwrap_or(8192);
+        let interval = self.heartbeat_interval_seconds.unwrap_or(30);
+        in_range("workers", workers as u64, 1..=1024, "1 to 1024 threads")?;
+        in_range("journal_segment_mb", segment_mb, 1..=1024, "1 to 1024 megabytes")?;
+        in_range("journal_capacity_mb", capacity_mb, 2 * segment_mb..=1 << 20, "two segments to 1048576 megabytes")?;
+        in_range("heartbeat_interval_seconds", interval.into(), 1..=86_400, "1 second to a day")?;
+        Ok(Config {
+            listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
+            data_dir: self.data_dir.unwrap_or_else(|| "fleetd-data".into()),
+            workers,
+            clickhouse,
+            clickhouse_database: self.clickhouse_database.unwrap_or_else(|| "fleetd".into()),
+            clickhouse_user: self.clickhouse_user,
+            clickhouse_password: self.clickhouse_password,
+            retention_days: self.retention_days.unwrap_or(30),
+            sync: self.sync.unwrap_or(SyncMode::Interval(Duration::from_millis(50))),
+            journal_capacity_bytes: capacity_mb << 20,
+            journal_segment_bytes: segment_mb << 20,
+            heartbeat_interval: Duration::from_secs(interval.into()),
+            rate_limits: RateLimits {
+                anonymous_per_second: self.rate_limit.anonymous.unwrap_or(10),
+                authenticated_per_second: self.rate_limit.authenticated.unwrap_or(100),
+                device_per_minute: self.rate_limit.device.unwrap_or(10),
+            },
+            admin_key,
+        })
+    }
+}
+
+fn in_range(
+    name: &'static str,
+    value: u64,
+    allowed: std::ops::RangeInclusive<u64>,
+    expected: &'static str,
+) -> Result<(), ConfigError> {
+    if allowed.contains(&value) {
+        Ok(())
+    } else {
+        Err(ConfigError::Range { name, value: value.to_string(), expected })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(text: &str) -> Result<Settings, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("the file is written");
+        Settings::from_file(file.path())
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let message = settings("listen = \"127.0.0.1:0\"\nlissten = 1\n").expect_err("a typo").to_string();
+        assert!(message.contains("lissten") && message.contains("line 2"), "{message}");
+        let message = settings("[rate_limit]\ndevise = 1\n").expect_err("a typo in a table").to_string();
+        assert!(message.contains("devise") && message.contains("line 2"), "{message}");
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = settings("workers = 3\nsync = \"always\"\n[rate_limit]\ndevice = 0\n").expect("valid");
+        let flags = Settings { workers: Some(5), ..Settings::default() };
+        let config = flags.or(file).resolve(None).expect("valid");
+        assert_eq!((config.workers, config.sync), (5, SyncMode::Always));
+        assert_eq!(config.rate_limits.device_per_minute, 0);
+        assert_eq!(config.rate_limits.authenticated_per_second, 100);
+    }
+
+    #[test]
+    fn a_journal_smaller_than_two_segments_is_refused() {
+        let small = Settings { journal_capacity_mb: Some(100), ..Settings::default() };
+        assert!(small.resolve(None).expect_err("too small").to_string().contains("journal_capacity_mb = 100"));
+    }
+}

@@ -1,0 +1,174 @@
+//! DeviceService: registration, single reads, lists, heartbeats.
+use std::sync::Arc;
+
+use fleetd_proto::v1::{
+    BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Device, DeviceMetrics, DeviceStatus, GetDeviceRequest,
+    GetDeviceResponse, HeartbeatRequest, HeartbeatResponse, ListDevicesRequest, ListDevicesResponse,
+    RegisterDeviceRequest, RegisterDeviceResponse, SystemInfo, SystemStats,
+};
+use fleetd_proto::Timestamp;
+use prost::Message as _;
+
+use super::access::{Access, Call};
+use super::pages;
+use super::registration;
+use crate::actors::directory::DeviceDirectory;
+use crate::actors::entry::{DeviceEntry, Live};
+use crate::clock;
+use crate::error::{ApiError, ErrorCode};
+use crate::metrics::Metrics;
+use crate::store::{self, Store};
+use crate::telemetry::row::UnixMillis;
+
+pub const REGISTER_DEVICE: &str = "fleetd.v1.DeviceService/RegisterDevice";
+pub const BATCH_REGISTER_DEVICES: &str = "fleetd.v1.DeviceService/BatchRegisterDevices";
+pub const GET_DEVICE: &str = "fleetd.v1.DeviceService/GetDevice";
+pub const LIST_DEVICES: &str = "fleetd.v1.DeviceService/ListDevices";
+pub const HEARTBEAT: &str = "fleetd.v1.DeviceService/Heartbeat";
+
+pub struct DeviceService {
+    pub access: Access,
+    pub directory: DeviceDirectory,
+    pub store: Arc<dyn Store>,
+    pub metrics: Metrics,
+}
+
+impl DeviceService {
+    /// Permission: `device:register`. The key in the answer is shown this once; only its hash is kept.
+    pub async fn register(
+        &self,
+        call: &mut Call,
+        request: RegisterDeviceRequest,
+    ) -> Result<RegisterDeviceResponse, ApiError> {
+        self.access.authorize(call, REGISTER_DEVICE).await?;
+        let (device, key) = registration::device_of(request, store::UnixMillis::now())?;
+        let answer = registration::answer(&device, &key);
+        let entry = DeviceEntry::new(device.id.clone(), device.key_hash);
+        self.store.register(device).await?;
+        // Durable first, known second: a crash between the two leaves a device that the next start knows.
+        self.directory.admit(entry);
+        Ok(answer)
+    }
+
+    /// Permission: `device:register`. Up to [`registration::MAX_BATCH`] devices, each with a result of its own.
+    pub async fn register_batch(
+        &self,
+        call: &mut Call,
+        request: BatchRegisterDevicesRequest,
+    ) -> Result<BatchRegisterDevicesResponse, ApiError> {
+        self.access.authorize(call, BATCH_REGISTER_DEVICES).await?;
+        let batch = registration::Batch::of(request, store::UnixMillis::now())?;
+        let outcomes = self.store.register_many(batch.devices()).await;
+        Ok(batch.answer(outcomes, |entry| {
+            self.directory.admit(entry);
+        }))
+    }
+
+    /// Permission: `device:view`; a device may read itself.
+    pub async fn get(&self, call: &mut Call, request: GetDeviceRequest) -> Result<GetDeviceResponse, ApiError> {
+        let entry = self.access.authorize_for_device(call, GET_DEVICE, &request.device_id).await?;
+        let stored = self.store.device(&entry.id).await?.ok_or_else(|| no_device(entry.id.as_str()))?;
+        if request.include_health {
+            let message = "include_health is in the contract, but this version of fleetd does not score health yet";
+            return Err(ApiError::new(ErrorCode::Unimplemented, message));
+        }
+        let live = entry.live();
+        let metrics = request.include_metrics.then(|| self.metrics_of(&live)).flatten();
+        Ok(GetDeviceResponse { device: Some(self.shown(stored, &live)), metrics, health: None })
+    }
+
+    /// Permission: `device:list`. In the order of the ids; `filter` and `order_by` come with the query language.
+    pub async fn list(&self, call: &mut Call, request: ListDevicesRequest) -> Result<ListDevicesResponse, ApiError> {
+        self.access.authorize(call, LIST_DEVICES).await?;
+        for (field, value) in [("filter", &request.filter), ("order_by", &request.order_by)] {
+            if !value.is_empty() {
+                let message = format!("{field} is in the contract, but this version of fleetd does not serve it yet");
+                return Err(ApiError::new(ErrorCode::Unimplemented, message));
+            }
+        }
+        let page = pages::Page::of(request.page_size, &request.page_token)?;
+        // One more than asked for tells whether there is a next page.
+        let mut stored = self.store.list(page.after(), page.size + 1).await?;
+        let next_page_token = pages::cut(&mut stored, page.size, |device| device.id.as_str());
+        let devices = stored
+            .into_iter()
+            .map(|device| {
+                let live = self.directory.find(device.id.as_str()).map(|entry| entry.live()).unwrap_or_default();
+                self.shown(device, &live)
+            })
+            .collect();
+        let total = self.store.count().await?;
+        Ok(ListDevicesResponse { devices, next_page_token, total_count: i32::try_from(total).unwrap_or(i32::MAX) })
+    }
+
+    /// Permission: `device:heartbeat`, with the device's own key. Acknowledged once its record is in the journal.
+    pub async fn heartbeat(&self, call: &mut Call, request: HeartbeatRequest) -> Result<HeartbeatResponse, ApiError> {
+        let outcome = self.take_heartbeat(call, request).await;
+        self.metrics.count_heartbeat(outcome.as_ref().err().map(|error| error.code));
+        outcome
+    }
+
+    async fn take_heartbeat(&self, call: &mut Call, request: HeartbeatRequest) -> Result<HeartbeatResponse, ApiError> {
+        let entry = self.access.authorize_heartbeat(call, HEARTBEAT, &request.device_id).await?;
+        let taken = self.directory.heartbeat(&entry, request, UnixMillis::now()).await?;
+        taken.ticket.committed().await?;
+        Ok(HeartbeatResponse {
+            acknowledged: true,
+            commands: Vec::new(),
+            pending_update: None,
+            next_heartbeat: Some(taken.next_heartbeat.into()),
+        })
+    }
+
+    /// A device as callers see it: the record, with what its heartbeats said since.
+    fn shown(&self, stored: store::Device, live: &Live) -> Device {
+        let presence = live.presence(clock::monotonic_nanos(), self.directory.heartbeat_interval());
+        Device {
+            id: stored.id.to_string(),
+            name: stored.name,
+            r#type: stored.device_type,
+            version: live.version.as_deref().map_or(stored.version, str::to_owned),
+            metadata: stored.metadata,
+            last_seen: live.last_seen.map(UnixMillis::as_millis).or(stored.last_seen.map(|at| at.0)).map(timestamp),
+            // Bytes that this server encoded itself; should they not decode, the device is still shown.
+            system_info: Some(stored.system_info)
+                .filter(|bytes| !bytes.is_empty())
+                .and_then(|bytes| SystemInfo::decode(bytes).ok()),
+            status: presence.into(),
+            registered_at: Some(timestamp(stored.registered_at.0)),
+            labels: stored.labels,
+            etag: format!("{:x}", stored.revision),
+            heartbeat_interval: None,
+        }
+    }
+
+    /// `None` for a device that has sent no heartbeat since the server started.
+    fn metrics_of(&self, live: &Live) -> Option<DeviceMetrics> {
+        let last_seen = live.last_seen?;
+        let stats = SystemStats::decode(live.stats.as_slice()).unwrap_or_default();
+        let share = |used: f64, total: f64| (total > 0.0).then(|| 100.0 * used / total);
+        Some(DeviceMetrics {
+            timestamp: Some(timestamp(last_seen.as_millis())),
+            memory_percent: share(stats.memory_used_mb as f64, stats.memory_total_mb as f64),
+            disk_percent: share(stats.disk_used_gb, stats.disk_total_gb),
+            stats: Some(stats),
+            status: Some(DeviceStatus {
+                state: live.reported.into(),
+                uptime_seconds: live.uptime_seconds,
+                restart_count: live.boots,
+                ..DeviceStatus::default()
+            }),
+            processes: Vec::new(),
+            heartbeat_count: live.heartbeats,
+        })
+    }
+}
+
+pub(super) fn no_device(id: &str) -> ApiError {
+    ApiError::not_found(format!("device {id} is not registered; RegisterDevice makes it known"))
+}
+
+/// Milliseconds since the epoch as protobuf writes moments.
+pub(super) fn timestamp(ms: i64) -> Timestamp {
+    Timestamp::from_unix_millis(ms)
+}

@@ -1,0 +1,247 @@
+//! One request in, one answer out, whatever protocol and HTTP version: operations endpoints are answered here, RPCs
+//! go to `connectrpc`, and plain HTTP clients get their errors in the reference's envelope.
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use connectrpc::dispatcher::Chain;
+use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, Router};
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, SizeHint};
+use serde::Deserialize;
+
+use super::operations::Operations;
+use super::rpc::FleetRpc;
+use super::wire::{self, ErrorFacts, FactsSlot};
+use crate::error::ErrorCode;
+
+/// The largest request body, and the largest message after decompression. The largest message today is a heartbeat
+/// with all its processes and metrics, some 200 KB; uploads stream, and each of their messages is a chunk of 1 MB.
+pub const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
+/// Time for a unary request, its body included, when the client sets none; and the longest it may ask for.
+pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
+const MAX_DEADLINE: Duration = Duration::from_secs(300);
+
+type RpcService = ConnectRpcService<Chain<FleetRpc, Router>>;
+
+/// Cheap, cloneable handle.
+#[derive(Clone)]
+pub struct Gateway {
+    rpc: RpcService,
+    operations: Arc<Operations>,
+}
+
+/// Where the request came from; a request extension.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+impl Gateway {
+    /// `companions` holds the health and reflection services.
+    pub fn new(fleet: FleetRpc, companions: Router, operations: Arc<Operations>) -> Self {
+        let limits = Limits::default().with_max_request_body_size(MAX_BODY_BYTES).with_max_message_size(MAX_BODY_BYTES);
+        let deadlines = DeadlinePolicy::new().with_default_timeout(DEFAULT_DEADLINE).with_max(MAX_DEADLINE);
+        let rpc = ConnectRpcService::new(Chain(fleet, companions)).with_limits(limits).with_deadline_policy(deadlines);
+        Self { rpc, operations }
+    }
+
+    pub(super) fn fleet(&self) -> &FleetRpc {
+        &self.rpc.dispatcher().0
+    }
+
+    pub async fn handle<B>(&self, mut request: Request<B>, peer: SocketAddr) -> Response<GatewayBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let id = wire::request_id(request.headers().get(wire::REQUEST_ID).map(HeaderValue::as_bytes));
+        let mut response = match self.operations.answer(request.method(), request.uri().path()) {
+            Some(answer) => answer.map(GatewayBody::full),
+            None => {
+                request.extensions_mut().insert(Peer(peer));
+                self.call(request, &id).await
+            }
+        };
+        response.headers_mut().insert(wire::REQUEST_ID, id);
+        response
+    }
+
+    async fn call<B>(&self, mut request: Request<B>, id: &HeaderValue) -> Response<GatewayBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
+        use tower_service::Service as _;
+        if is_grpc(&request) && request.version() < Version::HTTP_2 {
+            let message = "gRPC needs HTTP/2; over HTTP/1.1 use Connect or gRPC-Web";
+            return plain_error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorCode::InvalidArgument, message, id);
+        }
+        let mut rpc = self.rpc.clone();
+        if !is_plain(&request) {
+            return rpc.call(request).await.unwrap_or_else(|never| match never {}).map(GatewayBody::Rpc);
+        }
+        ask_as_connect_get(&mut request);
+        let facts = FactsSlot::default();
+        request.extensions_mut().insert(facts.clone());
+        let asked = Asked::of(&request);
+        let response = rpc.call(request).await.unwrap_or_else(|never| match never {});
+        if response.status().is_success() {
+            return response.map(GatewayBody::Rpc);
+        }
+        let facts = std::mem::take(&mut *facts.0.lock());
+        in_envelope(response, &asked, id, &facts).await
+    }
+}
+
+fn content_type<B>(request: &Request<B>) -> &[u8] {
+    request.headers().get(CONTENT_TYPE).map_or(b"", HeaderValue::as_bytes)
+}
+
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = content_type(request);
+    kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web")
+}
+
+/// A client that speaks none of the three protocols by name gets the reference's envelope.
+fn is_plain<B>(request: &Request<B>) -> bool {
+    let kind = content_type(request);
+    let says_connect = request.headers().contains_key(wire::CONNECT_PROTOCOL_VERSION)
+        || request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "connect=v1"));
+    !says_connect && !kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/connect+")
+}
+
+/// `curl URL/fleetd.v1.DeviceService/ListDevices`, as the reference prints it, is an empty request in JSON.
+fn ask_as_connect_get<B>(request: &mut Request<B>) {
+    if request.method() != Method::GET || request.uri().query().is_some_and(|query| query.contains("message=")) {
+        return;
+    }
+    let empty = format!("{}?encoding=json&message=%7B%7D", request.uri().path());
+    if let Ok(uri) = empty.parse::<Uri>() {
+        *request.uri_mut() = uri;
+    }
+}
+
+/// What an error message about the request names.
+struct Asked {
+    method: Method,
+    path: String,
+    content_type: String,
+}
+
+impl Asked {
+    fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            content_type: String::from_utf8_lossy(content_type(request)).into_owned(),
+        }
+    }
+}
+
+/// Connect's error JSON, of which the envelope keeps code and message.
+#[derive(Deserialize)]
+struct ConnectErrorJson {
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+async fn in_envelope(
+    response: Response<ConnectRpcBody>,
+    asked: &Asked,
+    id: &HeaderValue,
+    facts: &ErrorFacts,
+) -> Response<GatewayBody> {
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map_or_else(|never| match never {}, http_body_util::Collected::to_bytes);
+    let Asked { method, path, content_type } = asked;
+    let (status, code, message) = match (parts.status, serde_json::from_slice::<ConnectErrorJson>(&body)) {
+        (StatusCode::NOT_FOUND, Ok(error)) if error.code == "unimplemented" => {
+            let message = format!("there is no {path} here; RPCs are at /fleetd.v1.SERVICE/METHOD");
+            (StatusCode::NOT_FOUND, ErrorCode::NotFound, message)
+        }
+        (status, Ok(error)) => {
+            let code = facts.code.or_else(|| ErrorCode::from_name(&error.code)).unwrap_or(ErrorCode::Unknown);
+            // Where connectrpc chose a status of its own (413, 415, …) that one is more exact.
+            let usual = connectrpc::ErrorCode::from_grpc_code(code.grpc()).map(|code| code.http_status());
+            let status =
+                if usual == Some(status) { StatusCode::from_u16(code.http_status()).unwrap_or(status) } else { status };
+            (status, code, error.message)
+        }
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, Err(_)) => {
+            let message =
+                format!("content type {content_type:?} is not supported; send application/json or application/proto");
+            (parts.status, ErrorCode::InvalidArgument, message)
+        }
+        (StatusCode::METHOD_NOT_ALLOWED, Err(_)) => {
+            (parts.status, ErrorCode::InvalidArgument, format!("{path} does not take {method}; use POST"))
+        }
+        (status, Err(_)) => (status, ErrorCode::Unknown, format!("{method} {path} failed")),
+    };
+    let mut told = Response::new(GatewayBody::full(wire::envelope(code, &message, id, facts)));
+    *told.status_mut() = status;
+    *told.headers_mut() = parts.headers;
+    told.headers_mut().remove(http::header::CONTENT_LENGTH);
+    told.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        told.headers_mut().entry(ALLOW).or_insert(HeaderValue::from_static("POST"));
+    }
+    told
+}
+
+fn plain_error(status: StatusCode, code: ErrorCode, message: &str, id: &HeaderValue) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::full(error_body(code, message, id, false)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An error's JSON body: Connect's, or the reference's envelope.
+pub(super) fn error_body(code: ErrorCode, message: &str, id: &HeaderValue, is_connect: bool) -> Bytes {
+    match connectrpc::ErrorCode::from_grpc_code(code.grpc()) {
+        Some(code) if is_connect => connectrpc::ConnectError::new(code, message).to_json(),
+        _ => wire::envelope(code, message, id, &ErrorFacts::default()),
+    }
+}
+
+/// A whole answer, or one that `connectrpc` produces frame by frame, with trailers.
+pub enum GatewayBody {
+    Full(Option<Bytes>),
+    Rpc(ConnectRpcBody),
+}
+
+impl GatewayBody {
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self::Full(Some(bytes.into()))
+    }
+}
+
+impl Body for GatewayBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut *self {
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Rpc(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Rpc(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Rpc(body) => body.size_hint(),
+        }
+    }
+}

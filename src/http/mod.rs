@@ -1,0 +1,17 @@
+//! The front door: one port for Connect, gRPC, gRPC-Web, and the endpoints that operations tools poll.
+//!
+//! [`front`] accepts and tells HTTP/1.1 from HTTP/2; [`http1`] and [`http2`] bring both to one [`gateway`], which
+//! serves operations endpoints itself and hands RPCs to `connectrpc`; [`rpc`] decodes and dispatches them to the
+//! services ([`device_service`], …); [`wire`] writes errors as each kind of client expects them.
+pub mod access;
+pub mod device_service;
+pub mod direct;
+pub mod front;
+pub mod gateway;
+pub mod http1;
+pub mod http2;
+pub mod operations;
+pub mod pages;
+pub mod registration;
+pub mod rpc;
+pub mod wire;

@@ -1,0 +1,219 @@
+//! What RegisterDevice checks and makes, apart from who may call it and where it is kept.
+use std::collections::BTreeMap;
+
+use fleetd_proto::v1::{
+    register_device_result, BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Error, RegisterDeviceRequest,
+    RegisterDeviceResponse, RegisterDeviceResult,
+};
+use prost::Message as _;
+
+use super::device_service::timestamp;
+use crate::actors::entry::DeviceEntry;
+use crate::auth::{ApiKey, KeyKind};
+use crate::error::ApiError;
+use crate::ids::DeviceId;
+use crate::store::{Device, StoreError, UnixMillis};
+
+/// Devices in one BatchRegisterDevices: with 1 KB each, half the largest message.
+pub const MAX_BATCH: usize = 1_000;
+/// Bytes of a name, type or version: longer ones do not fit a table, and each is kept for every device.
+const MAX_TEXT_BYTES: usize = 256;
+/// Entries of `metadata` and of `labels`, and the bytes of one value.
+const MAX_ENTRIES: usize = 64;
+const MAX_VALUE_BYTES: usize = 4096;
+/// Bytes of an encoded `system_info`.
+const MAX_SYSTEM_INFO_BYTES: usize = 8192;
+
+/// Checks a registration and makes the device with its key.
+pub fn device_of(request: RegisterDeviceRequest, now: UnixMillis) -> Result<(Device, ApiKey), ApiError> {
+    let id = DeviceId::parse(&request.device_id)
+        .map_err(|reason| ApiError::invalid_argument(format!("device_id {reason}")))?;
+    for (field, value) in
+        [("device_name", &request.device_name), ("device_type", &request.device_type), ("version", &request.version)]
+    {
+        check_text(field, value)?;
+    }
+    check_entries("metadata", &request.metadata)?;
+    check_entries("labels", &request.labels)?;
+    if request.heartbeat_interval.is_some() {
+        let message = "heartbeat_interval is in the contract, but this version of fleetd has one interval for all \
+                       devices (--heartbeat-interval-seconds)";
+        return Err(ApiError::new(crate::error::ErrorCode::Unimplemented, message));
+    }
+    let system_info = request.system_info.map(|info| info.encode_to_vec()).unwrap_or_default();
+    if system_info.len() > MAX_SYSTEM_INFO_BYTES {
+        let message = format!("system_info has {} bytes; at most {MAX_SYSTEM_INFO_BYTES} are kept", system_info.len());
+        return Err(ApiError::invalid_argument(message));
+    }
+    let key = ApiKey::generate(KeyKind::Device)
+        .map_err(|error| ApiError::internal("no random bytes for a new API key").with_source(error))?;
+    let device = Device {
+        name: if request.device_name.is_empty() { request.device_id } else { request.device_name },
+        device_type: request.device_type,
+        version: request.version,
+        metadata: request.metadata,
+        labels: request.labels,
+        system_info: system_info.into(),
+        registered_at: now,
+        last_seen: None,
+        key_hash: key.hash(),
+        revision: 1,
+        maintenance: false,
+        id,
+    };
+    Ok((device, key))
+}
+
+/// The answer to a registration that is durable. The certificate is for mutual TLS, which is not served yet.
+pub fn answer(device: &Device, key: &ApiKey) -> RegisterDeviceResponse {
+    RegisterDeviceResponse {
+        device_id: device.id.to_string(),
+        api_key: key.expose().to_owned(),
+        certificate: String::new(),
+        registered_at: Some(timestamp(device.registered_at.0)),
+    }
+}
+
+fn check_text(field: &str, value: &str) -> Result<(), ApiError> {
+    if value.len() > MAX_TEXT_BYTES {
+        let message = format!("{field} has {} bytes; at most {MAX_TEXT_BYTES} are kept", value.len());
+        return Err(ApiError::invalid_argument(message));
+    }
+    match value.chars().find(|character| character.is_control()) {
+        Some(character) => Err(ApiError::invalid_argument(format!("{field} has the control character {character:?}"))),
+        None => Ok(()),
+    }
+}
+
+fn check_entries(field: &str, entries: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    if entries.len() > MAX_ENTRIES {
+        let message = format!("{field} has {} entries; at most {MAX_ENTRIES} are kept", entries.len());
+        return Err(ApiError::invalid_argument(message));
+    }
+    for (key, value) in entries {
+        if key.is_empty() {
+            return Err(ApiError::invalid_argument(format!("{field} has an entry with an empty key")));
+        }
+        check_text(&format!("a key of {field}"), key)?;
+        if value.len() > MAX_VALUE_BYTES {
+            let message = format!("{field}.{key} has {} bytes; at most {MAX_VALUE_BYTES} are kept", value.len());
+            return Err(ApiError::invalid_argument(message));
+        }
+    }
+    Ok(())
+}
+
+/// A batch under way: what was refused at once, and what goes to the store.
+pub struct Batch {
+    checked: Vec<Result<(Device, ApiKey), ApiError>>,
+}
+
+impl Batch {
+    pub fn of(request: BatchRegisterDevicesRequest, now: UnixMillis) -> Result<Self, ApiError> {
+        if request.devices.len() > MAX_BATCH {
+            let message = format!("devices has {} entries; at most {MAX_BATCH} go at once", request.devices.len());
+            return Err(ApiError::invalid_argument(message));
+        }
+        Ok(Self { checked: request.devices.into_iter().map(|device| device_of(device, now)).collect() })
+    }
+
+    /// The devices that passed, in their order.
+    pub fn devices(&self) -> Vec<Device> {
+        self.checked.iter().flatten().map(|(device, _)| device.clone()).collect()
+    }
+
+    /// `outcomes` are the store's, in the order of [`Self::devices`]; each registered device is handed to `admit`.
+    pub fn answer(
+        self,
+        outcomes: Vec<Result<(), StoreError>>,
+        mut admit: impl FnMut(DeviceEntry),
+    ) -> BatchRegisterDevicesResponse {
+        let mut outcomes = outcomes.into_iter();
+        let mut registered_count = 0;
+        let results = self
+            .checked
+            .into_iter()
+            .map(|checked| {
+                let outcome = checked.and_then(|(device, key)| {
+                    // The store answers for each device that it was given.
+                    outcomes.next().unwrap_or(Err(StoreError::Closed { operation: "register the device" }))?;
+                    let answer = answer(&device, &key);
+                    admit(DeviceEntry::new(device.id, device.key_hash));
+                    Ok(answer)
+                });
+                registered_count += i32::from(outcome.is_ok());
+                RegisterDeviceResult {
+                    result: Some(match outcome {
+                        Ok(response) => register_device_result::Result::Response(response),
+                        Err(error) => register_device_result::Result::Error(told(error)),
+                    }),
+                }
+            })
+            .collect();
+        BatchRegisterDevicesResponse { results, registered_count }
+    }
+}
+
+/// An error as one item of a batch carries it.
+fn told(error: ApiError) -> Error {
+    Error {
+        code: error.code.name().to_owned(),
+        message: error.message.into_owned(),
+        details: BTreeMap::new(),
+        retry_after: error.retry_after.map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorCode;
+
+    fn request(id: &str) -> RegisterDeviceRequest {
+        RegisterDeviceRequest { device_id: id.into(), ..RegisterDeviceRequest::default() }
+    }
+
+    #[test]
+    fn a_bad_field_is_named_in_the_error() {
+        let long = "x".repeat(300);
+        let many = (0..65).map(|n| (n.to_string(), String::new())).collect::<BTreeMap<_, _>>();
+        for (request, field) in [
+            (request(""), "device_id is empty"),
+            (request("a/b"), "device_id has '/' at byte 1"),
+            (RegisterDeviceRequest { device_name: long.clone(), ..request("a") }, "device_name has 300 bytes"),
+            (RegisterDeviceRequest { version: "1\n".into(), ..request("a") }, "version has the control character"),
+            (RegisterDeviceRequest { metadata: many, ..request("a") }, "metadata has 65 entries"),
+        ] {
+            let error = device_of(request, UnixMillis(0)).expect_err(field);
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert!(error.message.contains(field), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_device_without_a_name_is_called_by_its_id() {
+        let (device, key) = device_of(request("rpi-001"), UnixMillis(17)).expect("valid");
+        assert_eq!((device.name.as_str(), device.registered_at), ("rpi-001", UnixMillis(17)));
+        assert_eq!(device.key_hash, key.hash());
+    }
+
+    #[test]
+    fn each_device_of_a_batch_gets_its_own_result() {
+        let devices = vec![request("a"), request(""), request("b")];
+        let batch = Batch::of(BatchRegisterDevicesRequest { devices }, UnixMillis(0)).expect("small enough");
+        assert_eq!(batch.devices().len(), 2);
+        let mut admitted = Vec::new();
+        let taken = StoreError::AlreadyExists(DeviceId::parse("b").expect("valid"));
+        let answer = batch.answer(vec![Ok(()), Err(taken)], |entry| admitted.push(entry.id.to_string()));
+        assert_eq!((answer.registered_count, admitted), (1, vec!["a".to_owned()]));
+        let codes: Vec<_> = answer
+            .results
+            .iter()
+            .map(|result| match result.result.as_ref().expect("a result each") {
+                register_device_result::Result::Response(_) => "ok",
+                register_device_result::Result::Error(error) => error.code.as_str(),
+            })
+            .collect();
+        assert_eq!(codes, ["ok", "INVALID_ARGUMENT", "ALREADY_EXISTS"]);
+    }
+}

@@ -1,0 +1,182 @@
+//! From bytes to services and back: `connectrpc` has dealt with the protocol, this decodes the message (protobuf or
+//! protobuf JSON), calls the service, and encodes the answer.
+//!
+//! Every RPC of the contract is known here; one that no service serves yet answers UNIMPLEMENTED and says so.
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use connectrpc::dispatcher::{Dispatcher, MethodDescriptor, RequestStream, StreamingResult, UnaryResult};
+use connectrpc::{CodecFormat, ConnectError, EncodedBody, EncodedResponse, Payload, RequestContext, Response, Router};
+use connectrpc_reflection::Reflector;
+use fleetd_proto::{json, Method, MethodKind, METHODS};
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+
+use super::access::Call;
+use super::device_service::{self as devices, DeviceService};
+use super::wire::{self, FactsSlot};
+use crate::error::{ApiError, ErrorCode};
+
+/// All services behind one dispatcher. Cheap to clone.
+#[derive(Clone)]
+pub struct FleetRpc {
+    devices: Arc<DeviceService>,
+}
+
+static DESCRIPTORS: LazyLock<HashMap<&'static str, MethodDescriptor>> =
+    LazyLock::new(|| METHODS.iter().map(|method| (method.path, descriptor(method))).collect());
+
+fn descriptor(method: &Method) -> MethodDescriptor {
+    match method.kind {
+        MethodKind::Unary => MethodDescriptor::unary(method.no_side_effects),
+        MethodKind::ServerStreaming => MethodDescriptor::server_streaming(),
+        MethodKind::ClientStreaming => MethodDescriptor::client_streaming(),
+        MethodKind::BidiStreaming => MethodDescriptor::bidi_streaming(),
+    }
+}
+
+/// The services that come with `connectrpc`: gRPC health, and reflection over the contract's descriptors, so that a
+/// client needs no files.
+pub fn companions() -> Router {
+    let mut services: Vec<&str> = METHODS.iter().map(|method| method.service).collect();
+    services.dedup();
+    let (router, _health) = connectrpc_health::install_static(Router::new(), services);
+    match Reflector::from_descriptor_set_bytes(fleetd_proto::FILE_DESCRIPTOR_SET) {
+        Ok(reflector) => connectrpc_reflection::install(router, reflector),
+        Err(error) => {
+            // A test holds that the compiled-in descriptors link; without them RPCs still work.
+            tracing::error!(error = &error as &dyn std::error::Error, "no server reflection");
+            router
+        }
+    }
+}
+
+impl FleetRpc {
+    pub fn new(devices: Arc<DeviceService>) -> Self {
+        Self { devices }
+    }
+
+    pub(super) fn devices(&self) -> &Arc<DeviceService> {
+        &self.devices
+    }
+}
+
+/// One arm of [`Dispatcher::call_unary`]: decode, call, encode.
+macro_rules! unary {
+    ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr) => {{
+        let service = Arc::clone($service);
+        Box::pin(async move {
+            let mut call = Call::from_context(&$context);
+            let facts = $context.extensions().get::<FactsSlot>().cloned();
+            let answer = match decode(&$request.encoded()?, $format) {
+                Ok(request) => service.$method(&mut call, request).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(message) => respond(&message, &call, $format),
+                Err(error) => Err(wire::connect_error(call.sign(error), call.quota.as_ref(), facts.as_ref())),
+            }
+        })
+    }};
+}
+
+impl Dispatcher for FleetRpc {
+    fn lookup(&self, path: &str) -> Option<MethodDescriptor> {
+        DESCRIPTORS.get(path).copied()
+    }
+
+    fn call_unary(&self, path: &str, context: RequestContext, request: Payload, format: CodecFormat) -> UnaryResult {
+        match path {
+            devices::HEARTBEAT => unary!(&self.devices, heartbeat, context, request, format),
+            devices::REGISTER_DEVICE => unary!(&self.devices, register, context, request, format),
+            devices::BATCH_REGISTER_DEVICES => unary!(&self.devices, register_batch, context, request, format),
+            devices::GET_DEVICE => unary!(&self.devices, get, context, request, format),
+            devices::LIST_DEVICES => unary!(&self.devices, list, context, request, format),
+            _ => {
+                let refusal = self.not_served(path, &context);
+                Box::pin(async move { Err(refusal) })
+            }
+        }
+    }
+
+    fn call_server_streaming(&self, path: &str, context: RequestContext, _: Bytes, _: CodecFormat) -> StreamingResult {
+        let refusal = self.not_served(path, &context);
+        Box::pin(async move { Err(refusal) })
+    }
+
+    fn call_client_streaming(
+        &self,
+        path: &str,
+        context: RequestContext,
+        _: RequestStream,
+        _: CodecFormat,
+    ) -> UnaryResult {
+        let refusal = self.not_served(path, &context);
+        Box::pin(async move { Err(refusal) })
+    }
+
+    fn call_bidi_streaming(
+        &self,
+        path: &str,
+        context: RequestContext,
+        _: RequestStream,
+        _: CodecFormat,
+    ) -> StreamingResult {
+        let refusal = self.not_served(path, &context);
+        Box::pin(async move { Err(refusal) })
+    }
+}
+
+impl FleetRpc {
+    /// The answer for an RPC of the contract that this version does not serve. No key is asked for: the answer
+    /// tells nothing that the published contract does not.
+    fn not_served(&self, path: &str, context: &RequestContext) -> ConnectError {
+        let facts = context.extensions().get::<FactsSlot>();
+        let message = format!("{path} is in the contract, but this version of fleetd does not serve it yet");
+        wire::connect_error(ApiError::new(ErrorCode::Unimplemented, message), None, facts)
+    }
+}
+
+/// Decodes a request. What is wrong with it, and where, is in the error.
+pub(super) fn decode<M>(bytes: &[u8], format: CodecFormat) -> Result<M, ApiError>
+where
+    M: prost::Message + Default + DeserializeOwned,
+{
+    match format {
+        // Connect counts an empty body as an empty message in either format.
+        CodecFormat::Json => json::from_slice(if bytes.is_empty() { b"{}" } else { bytes }).map_err(|error| {
+            ApiError::invalid_argument(format!("the request is not valid JSON for this RPC: {error}"))
+        }),
+        CodecFormat::Proto => M::decode(bytes)
+            .map_err(|error| ApiError::invalid_argument(format!("the request is not valid protobuf: {error}"))),
+        // `connectrpc` may learn further formats; it offers none that it was not asked for.
+        other => Err(ApiError::new(ErrorCode::Unimplemented, format!("messages in {other} are not understood"))),
+    }
+}
+
+/// Encodes an answer in the format that the request came in.
+pub(super) fn encode<M>(message: &M, format: CodecFormat) -> Result<Bytes, ApiError>
+where
+    M: prost::Message + Serialize,
+{
+    match format {
+        CodecFormat::Proto => Ok(message.encode_to_vec().into()),
+        CodecFormat::Json => json::to_vec(message)
+            .map(Bytes::from)
+            .map_err(|error| ApiError::internal("the answer could not be written as JSON").with_source(error)),
+        other => Err(ApiError::new(ErrorCode::Unimplemented, format!("messages in {other} are not written"))),
+    }
+}
+
+fn respond<M>(message: &M, call: &Call, format: CodecFormat) -> Result<EncodedResponse, ConnectError>
+where
+    M: prost::Message + Serialize,
+{
+    let body = encode(message, format).map_err(|error| wire::connect_error(error, None, None))?;
+    let mut response = Response::new(EncodedBody::from(body));
+    if let Some(quota) = &call.quota {
+        wire::set_limit_headers(&mut response.headers, quota);
+    }
+    Ok(response)
+}

@@ -1,0 +1,145 @@
+//! What operators see of the running parts: the readings of `/metrics` and the reasons of `/readyz`.
+use std::sync::Arc;
+
+use prometheus_client::registry::Unit;
+use tokio::sync::watch;
+
+use crate::actors::directory::DeviceDirectory;
+use crate::engine::EngineMonitor;
+use crate::metrics::{Metrics, Reading, Value};
+use crate::store::Store;
+use crate::telemetry::journal::Journal;
+use crate::telemetry::writer::WriterHandle;
+
+/// Share of the journal's capacity above which the server asks for no new traffic: it still takes what comes, but a
+/// balancer that has another server should prefer that one.
+const JOURNAL_NEARLY_FULL: f64 = 0.95;
+
+/// Everything that is read when somebody asks.
+pub struct Sources {
+    pub directory: DeviceDirectory,
+    pub journal: Journal,
+    pub writer: WriterHandle,
+    pub store: Arc<dyn Store>,
+    pub engine: Option<EngineMonitor>,
+}
+
+pub fn metrics(sources: Sources) -> Metrics {
+    Metrics::new(move || {
+        let mut readings = devices(&sources);
+        readings.extend(journal(&sources));
+        readings.extend(writer(&sources));
+        readings.extend(store(&sources));
+        if let Some(engine) = &sources.engine {
+            readings.push(counter(
+                "engine_restarts",
+                "Starts of the embedded ClickHouse after a death",
+                engine.restarts(),
+            ));
+        }
+        readings
+    })
+}
+
+/// Why the server would rather get no traffic; an empty list means that it is ready.
+pub fn readiness(journal: &Journal, stopping: watch::Receiver<bool>) -> Box<dyn Fn() -> Vec<String> + Send + Sync> {
+    let journal = journal.clone();
+    Box::new(move || {
+        let mut reasons = Vec::new();
+        if *stopping.borrow() {
+            reasons.push("the server is stopping".to_owned());
+        }
+        let stats = journal.metrics();
+        if stats.bytes as f64 > stats.capacity_bytes as f64 * JOURNAL_NEARLY_FULL {
+            let (bytes, capacity) = (stats.bytes, stats.capacity_bytes);
+            reasons.push(format!("the journal holds {bytes} of {capacity} bytes; ClickHouse is not taking rows"));
+        }
+        reasons
+    })
+}
+
+fn counter(name: &'static str, help: &'static str, value: u64) -> Reading {
+    Reading { name, help, unit: None, value: Value::Counter(value) }
+}
+
+fn gauge(name: &'static str, help: &'static str, unit: Option<Unit>, value: f64) -> Reading {
+    Reading { name, help, unit, value: Value::Gauge(value) }
+}
+
+fn devices(sources: &Sources) -> Vec<Reading> {
+    let snapshot = sources.directory.snapshot();
+    vec![
+        gauge("devices_registered", "Devices in the registry", None, snapshot.registered as f64),
+        gauge("device_actors", "Device actors alive", None, snapshot.awake as f64),
+        gauge(
+            "device_mailbox_depth",
+            "Messages sent to device actors and not answered yet",
+            None,
+            snapshot.in_flight as f64,
+        ),
+        counter("device_actors_recreated", "Device actors made anew after a panic", snapshot.recreated),
+    ]
+}
+
+fn journal(sources: &Sources) -> Vec<Reading> {
+    let stats = sources.journal.metrics();
+    vec![
+        gauge("journal_size", "Journal on disk", Some(Unit::Bytes), stats.bytes as f64),
+        gauge("journal_capacity", "Most that the journal may hold", Some(Unit::Bytes), stats.capacity_bytes as f64),
+        gauge("journal_segments", "Files of the journal", None, stats.segments as f64),
+        counter("journal_records", "Records written", stats.records),
+        counter("journal_commits", "Groups written, each with one write", stats.commit_records.count),
+        counter("journal_syncs", "Fsync rounds", stats.sync_micros.count),
+        counter("journal_sync_errors", "Fsyncs that failed", stats.sync_errors),
+        counter("journal_write_errors", "Groups that could not be written", stats.write_errors),
+        counter("journal_full_rejections", "Records refused because the journal was full", stats.full_rejections),
+        counter("journal_busy_rejections", "Records refused because the disk was behind", stats.busy_rejections),
+        counter("journal_quarantined_records", "Damaged records set aside", stats.quarantined_records),
+        counter("journal_quarantined_stretches", "Damaged stretches found", stats.quarantined_stretches),
+    ]
+}
+
+fn writer(sources: &Sources) -> Vec<Reading> {
+    let status = sources.writer.status();
+    vec![
+        gauge(
+            "writer_lag_records",
+            "Records in the journal and not yet in ClickHouse",
+            None,
+            status.lag_records as f64,
+        ),
+        gauge("writer_lag", "Age of the oldest of them", Some(Unit::Seconds), status.lag.as_secs_f64()),
+        counter("writer_batches", "Batches that ClickHouse acknowledged", status.batches),
+        counter("writer_rows", "Rows in them", status.rows),
+        counter("writer_inserts", "Inserts sent, repeated ones included", status.inserts),
+        gauge(
+            "writer_insert_latency",
+            "Time of the last insert",
+            Some(Unit::Seconds),
+            status.last_insert_time.as_secs_f64(),
+        ),
+        gauge(
+            "writer_insert_time",
+            "Time of all inserts together",
+            Some(Unit::Seconds),
+            status.insert_time.as_secs_f64(),
+        ),
+        counter("writer_retries", "Inserts tried again", status.retries),
+        counter("writer_unknown_outcomes", "Inserts whose outcome had to be asked for", status.unknown_outcomes),
+        counter("writer_rows_set_aside", "Rows that ClickHouse refused for what they are", status.rows_set_aside),
+        counter("writer_audits", "Journal segments counted in ClickHouse before they were deleted", status.audits),
+        counter("writer_rows_repaired", "Rows that an audit found missing, and sent again", status.rows_repaired),
+        counter("writer_rows_doubled", "Rows that an audit found more than once", status.rows_doubled),
+    ]
+}
+
+fn store(sources: &Sources) -> Vec<Reading> {
+    let stats = sources.store.stats();
+    vec![
+        counter("registry_transactions", "Transactions of the registry", stats.transactions),
+        counter("registry_writes", "Writes in them", stats.writes),
+        gauge("registry_writes_queued", "Writes that wait", None, stats.writes_queued as f64),
+        counter("registry_writes_failed", "Writes that failed", stats.writes_failed),
+        counter("registry_overloaded", "Requests refused because too many waited", stats.overloaded),
+    ]
+}
