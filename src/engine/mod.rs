@@ -14,6 +14,7 @@ mod config;
 mod data_lock;
 mod exception;
 mod forms;
+mod framing;
 mod input;
 pub mod library;
 mod locate;

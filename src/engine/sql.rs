@@ -318,6 +318,17 @@ pub fn output_format(text: &[u8]) -> Option<String> {
     found
 }
 
+/// Whether `word` stands in the text, outside of strings and comments.
+pub fn has_word(text: &[u8], word: &str) -> bool {
+    let mut lexer = Lexer::new(text);
+    while let Some(token) = lexer.next() {
+        if lexer.is_keyword(token, word) {
+            return true;
+        }
+    }
+    false
+}
+
 /// Whether the text reaches for local files, see [`Forbidden`].
 pub fn forbidden(text: &[u8]) -> Option<Forbidden> {
     let mut lexer = Lexer::new(text);
