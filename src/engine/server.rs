@@ -45,9 +45,9 @@ pub struct ServerOptions {
     pub data_dir: PathBuf,
     /// The library, if it is not to be looked for.
     pub library: Option<PathBuf>,
-    /// Most memory ClickHouse may take, in bytes; [`config::DEFAULT_MEMORY_LIMIT_BYTES`] if not given.
+    /// Most memory ClickHouse may take, in bytes; 4 GiB if not given.
     pub memory_limit_bytes: Option<u64>,
-    /// Started by [`super::process`]: end when standard input does, since then the supervisor is gone.
+    /// Started by [`super::EngineProcess`]: end when standard input does, since then the supervisor is gone.
     pub is_supervised: bool,
 }
 
