@@ -1,0 +1,67 @@
+//! The receipt for appended records, on which an acknowledgement waits.
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::error::CommitError;
+use super::group::Group;
+use super::inner::Inner;
+use super::Seq;
+
+/// Records that were taken. They will be written whether or not anybody waits; dropping a ticket stalls nobody.
+#[must_use = "records are acknowledged only after `committed`"]
+pub struct Ticket {
+    pub(super) inner: Arc<Inner>,
+    pub(super) group: Arc<Group>,
+    pub(super) last_seq: Seq,
+    pub(super) records: u64,
+    /// Place in the group's list of waiters.
+    pub(super) slot: Option<usize>,
+}
+
+impl Ticket {
+    /// Number of the record; of the last one after `append_many`.
+    pub fn seq(&self) -> Seq {
+        self.last_seq
+    }
+
+    /// Number of the first record of `append_many`; the numbers up to [`seq`](Self::seq) are consecutive. Above `seq`
+    /// when there was no record at all.
+    pub fn first_seq(&self) -> Seq {
+        self.last_seq + 1 - self.records
+    }
+
+    /// Waits until the records are as safe as the sync mode promises, and returns [`seq`](Self::seq). Cancel safe: the
+    /// records stay taken.
+    pub async fn committed(mut self) -> Result<Seq, CommitError> {
+        // One turn for the runtime: every connection that is ready joins the group before it is written. On a tokio
+        // current-thread runtime a yielded task goes on after the I/O driver was polled and its tasks ran.
+        tokio::task::yield_now().await;
+        poll_fn(|context| {
+            if let Some(outcome) = self.group.outcome() {
+                return Poll::Ready(outcome);
+            }
+            self.inner.flush();
+            if let Some(outcome) = self.group.outcome() {
+                return Poll::Ready(outcome);
+            }
+            // Somebody else is writing, or the fsync is still to come. Registered first, then flushed once more:
+            // if the lock became free between the two, nobody would wake us.
+            let Self { group, slot, .. } = &mut self;
+            group.register(slot, context.waker());
+            self.inner.flush();
+            self.group.outcome().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+        .map(|()| self.last_seq)
+    }
+}
+
+impl Drop for Ticket {
+    /// A waiter that goes away may have been the one that was to write, so it does that on the way out.
+    fn drop(&mut self) {
+        if self.group.outcome().is_none() {
+            self.inner.flush();
+        }
+    }
+}
