@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let Task::Clickhouse { listen, data_dir, library, memory_limit_bytes, supervised } = Arguments::parse().command;
     let options = engine::ServerOptions { listen, data_dir, library, memory_limit_bytes, is_supervised: supervised };
     match engine::run(options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(never) => match never {},
         Err(error) => {
             let mut text = error.to_string();
             let mut source = std::error::Error::source(&error);
