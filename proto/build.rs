@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use prost::Message as _;
 use prost_types::method_options::IdempotencyLevel;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
+use protox::prost::Message as _;
+use protox::prost_reflect::DescriptorPool;
 
 const PACKAGE: &str = "fleetd.v1";
 const PROTO_DIR: &str = "fleetd/v1";
@@ -19,21 +20,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={PROTO_DIR}");
 
-    let described = compile(&root)?;
-    generate_messages(&described, &out)?;
+    let mut compiler = compile(&root)?;
+    let described = compiler.file_descriptor_set();
+    let secrets = messages_with_secrets(&compiler.descriptor_pool());
+    generate_messages(&described, &secrets, &out)?;
     generate_json(&described, &out)?;
     fs::write(out.join("methods.rs"), method_table(&described)?)?;
-
-    let mut stripped = described;
-    for file in &mut stripped.file {
-        file.source_code_info = None;
-    }
-    fs::write(out.join("descriptors.bin"), stripped.encode_to_vec())?;
+    fs::write(out.join("redacted.rs"), redacted_debug(&secrets)?)?;
+    // Encoded by the compiler itself: prost-types does not know every option and would drop some.
+    fs::write(out.join("descriptors.bin"), compiler.include_source_info(false).encode_file_descriptor_set())?;
     Ok(())
 }
 
 /// Parses and links every file of the package, imports and comments included.
-fn compile(root: &Path) -> Result<FileDescriptorSet, Box<dyn Error>> {
+fn compile(root: &Path) -> Result<protox::Compiler, Box<dyn Error>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(root.join(PROTO_DIR))? {
         let path = entry?.path();
@@ -45,10 +45,10 @@ fn compile(root: &Path) -> Result<FileDescriptorSet, Box<dyn Error>> {
     files.sort();
     let mut compiler = protox::Compiler::new([root])?;
     compiler.include_source_info(true).include_imports(true).open_files(files)?;
-    Ok(compiler.file_descriptor_set())
+    Ok(compiler)
 }
 
-fn generate_messages(described: &FileDescriptorSet, out: &Path) -> Result<(), Box<dyn Error>> {
+fn generate_messages(described: &FileDescriptorSet, secrets: &[WithSecrets], out: &Path) -> Result<(), Box<dyn Error>> {
     let mut config = prost_build::Config::new();
     config
         .out_dir(out)
@@ -56,10 +56,48 @@ fn generate_messages(described: &FileDescriptorSet, out: &Path) -> Result<(), Bo
         // Sorted maps make equal messages equal bytes.
         .btree_map(["."])
         .enable_type_names()
+        .skip_debug(secrets.iter().map(|message| format!(".{PACKAGE}.{}", message.name)))
         .compile_well_known_types()
         .extern_path(".google.protobuf", "crate::wkt");
     config.compile_fds(described.clone())?;
     Ok(())
+}
+
+/// A message that holds something no log may show.
+struct WithSecrets {
+    name: String,
+    /// All its fields, each with whether it is secret (`debug_redact`).
+    fields: Vec<(String, bool)>,
+}
+
+fn messages_with_secrets(pool: &DescriptorPool) -> Vec<WithSecrets> {
+    let is_secret = |options: protox::prost_reflect::DynamicMessage| {
+        options.get_field_by_name("debug_redact").and_then(|option| option.as_bool()).unwrap_or_default()
+    };
+    pool.all_messages()
+        .filter(|message| message.package_name() == PACKAGE)
+        .map(|message| {
+            let fields = message.fields().map(|field| (field.name().to_owned(), is_secret(field.options())));
+            WithSecrets { name: message.name().to_owned(), fields: fields.collect() }
+        })
+        .filter(|message| message.fields.iter().any(|(_, secret)| *secret))
+        .collect()
+}
+
+/// Writes `Debug` for messages with secrets, so that a message in a log line cannot give one away.
+fn redacted_debug(secrets: &[WithSecrets]) -> Result<String, std::fmt::Error> {
+    let mut code = String::new();
+    for WithSecrets { name, fields } in secrets {
+        writeln!(code, "impl std::fmt::Debug for {name} {{")?;
+        writeln!(code, "    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {{")?;
+        writeln!(code, "        f.debug_struct(\"{name}\")")?;
+        for (field, secret) in fields {
+            let value = if *secret { "format_args!(\"[redacted]\")".to_owned() } else { format!("self.{field}") };
+            writeln!(code, "            .field(\"{field}\", &{value})")?;
+        }
+        writeln!(code, "            .finish()\n    }}\n}}")?;
+    }
+    Ok(code)
 }
 
 /// Runs pbjson, then makes its code call this crate's readers: pbjson's own refuse the `null` that protobuf JSON

@@ -13,7 +13,8 @@ pub mod wkt;
 pub use method::{Method, MethodKind, METHODS};
 pub use wkt::{Duration, FieldMask, Timestamp};
 
-/// The messages of package `fleetd.v1`; the comments are those of the `.proto` files.
+/// The messages of package `fleetd.v1`; the comments are those of the `.proto` files. `Debug` shows no field that is
+/// marked `debug_redact` there.
 // The code of this module is written by prost-build and pbjson-build: its style is theirs, and no lint on style can be
 // answered here. Its behaviour is tested in `tests/`.
 #[allow(clippy::all, rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links)]
@@ -23,6 +24,7 @@ pub mod v1 {
 
     include!(concat!(env!("OUT_DIR"), "/fleetd.v1.rs"));
     include!(concat!(env!("OUT_DIR"), "/fleetd.v1.serde.rs"));
+    include!(concat!(env!("OUT_DIR"), "/redacted.rs"));
 }
 
 /// An encoded `google.protobuf.FileDescriptorSet` of all files of the contract and their imports, each after those
