@@ -1,0 +1,64 @@
+//! Protobuf JSON for the messages of the contract: one way in, one way out, errors that name the field.
+//!
+//! What is read: lowerCamelCase and snake_case names; `null` as "not set"; numbers as numbers or strings; enum values
+//! by name or number; base64 in either alphabet. Fields that are not known are skipped, as Connect's servers do.
+//! What is written: lowerCamelCase, fields at their default left out, 64-bit integers as strings.
+//!
+//! Depth is bounded: serde_json refuses more than 128 levels, and skips unknown fields without recursion.
+
+pub(crate) mod read;
+mod write;
+
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+
+/// The longest quotation of a client's text in an error, in bytes: enough to know one's own value again, too little for
+/// a hostile value of megabytes to fill answers and logs.
+const MAX_QUOTED_BYTES: usize = 256;
+
+/// Why a text is no JSON of a message: `stats.cpu_percent: invalid type: ..., expected a number at line 3 column 9`.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}{reason}")]
+pub struct ReadError {
+    field: String,
+    reason: String,
+}
+
+/// Why a message cannot be written as JSON: it holds a value that JSON has no form for, such as an enum number that
+/// the contract does not name, or a time outside of the years 1 to 9999.
+#[derive(Debug, thiserror::Error)]
+#[error("write a message as json")]
+pub struct WriteError(#[source] serde_json::Error);
+
+/// Reads a message from its JSON form. An empty `text` is no JSON, and an error.
+pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
+    serde_json::from_slice(text).map_err(|error| locate::<T>(text, error))
+}
+
+/// Writes a message in its JSON form.
+pub fn to_vec<T: Serialize>(message: &T) -> Result<Vec<u8>, WriteError> {
+    write::to_vec(message).map_err(WriteError)
+}
+
+/// Reads the text again, now keeping track of the field, which would slow down the reading of good texts.
+fn locate<T: DeserializeOwned>(text: &[u8], error: serde_json::Error) -> ReadError {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+        Err(located) if located.path().iter().next().is_some() => ReadError {
+            field: format!("{}: ", shorten(located.path().to_string())),
+            reason: shorten(located.into_inner().to_string()),
+        },
+        // What is wrong is not within a field: an empty text, or more text after the message.
+        _ => ReadError { field: String::new(), reason: shorten(error.to_string()) },
+    }
+}
+
+/// Cuts the middle out of a long text: its end says what was expected, and where.
+fn shorten(text: String) -> String {
+    if text.len() <= 2 * MAX_QUOTED_BYTES {
+        return text;
+    }
+    let head = text.floor_char_boundary(MAX_QUOTED_BYTES);
+    let tail = text.ceil_char_boundary(text.len() - MAX_QUOTED_BYTES);
+    format!("{}[...]{}", &text[..head], &text[tail..])
+}
