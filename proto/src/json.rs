@@ -18,10 +18,18 @@ const MAX_QUOTED_BYTES: usize = 256;
 
 /// Why a text is no JSON of a message: `stats.cpu_percent: invalid type: ..., expected a number at line 3 column 9`.
 #[derive(Debug, thiserror::Error)]
-#[error("{field}{reason}")]
+#[error("{}{reason}", .field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default())]
 pub struct ReadError {
-    field: String,
+    field: Option<String>,
     reason: String,
+}
+
+impl ReadError {
+    /// The path of the field that was refused, as the client spelled it, such as `processes[1].name`; `None` where the
+    /// text as a whole is no JSON of the message.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
+    }
 }
 
 /// Why a message cannot be written as JSON: it holds a value that JSON has no form for, such as an enum number that
@@ -45,11 +53,11 @@ fn locate<T: DeserializeOwned>(text: &[u8], error: serde_json::Error) -> ReadErr
     let mut reader = serde_json::Deserializer::from_slice(text);
     match serde_path_to_error::deserialize::<_, T>(&mut reader) {
         Err(located) if located.path().iter().next().is_some() => ReadError {
-            field: format!("{}: ", shorten(located.path().to_string())),
+            field: Some(shorten(located.path().to_string())),
             reason: shorten(located.into_inner().to_string()),
         },
         // What is wrong is not within a field: an empty text, or more text after the message.
-        _ => ReadError { field: String::new(), reason: shorten(error.to_string()) },
+        _ => ReadError { field: None, reason: shorten(error.to_string()) },
     }
 }
 

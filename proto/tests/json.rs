@@ -73,6 +73,9 @@ fn a_refusal_names_the_field_the_value_and_what_was_expected() {
         assert!(refusal.starts_with(field), "{text}: {refusal}");
         assert!(refusal.contains(reason) && refusal.contains("at line 1 column "), "{text}: {refusal}");
     }
+    let error = from_slice::<HeartbeatRequest>(br#"{"processes": [{"pid": "x"}]}"#).expect_err("x is no pid");
+    assert_eq!(error.field(), Some("processes[0].pid"));
+    assert_eq!(from_slice::<HeartbeatRequest>(b"[]").expect_err("no object").field(), None);
     let refusal = refusal::<SendCommandRequest>(r#"{"payload": "a*b"}"#);
     assert!(refusal.starts_with("payload: invalid base64: "), "{refusal}");
 }

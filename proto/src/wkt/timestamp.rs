@@ -71,7 +71,7 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
-/// `None` of [`Timestamp::unix_millis`] and friends as an error: the moment is not valid.
+/// Fails for a moment that is not valid, or that the system's clock cannot hold.
 impl TryFrom<Timestamp> for SystemTime {
     type Error = InvalidTimestamp;
 
