@@ -53,7 +53,7 @@ async fn every_protocol_is_acknowledged_and_audited() {
         let (fleet, report) = run_until(&state, 2000, fleet, &load).await;
         assert_eq!(fleet.len(), 50);
         assert_eq!(report.acked, state.heartbeats.load(Ordering::Relaxed), "{protocol:?}");
-        assert_eq!(report.sent, report.acked);
+        assert_eq!((report.sent, report.reconnects), (report.acked, 0));
         assert!(report.is_clean(), "{report:?}");
         let verdict = audit(&fleet, &fake).await;
         assert!(verdict.is_clean(), "{verdict:?}");
