@@ -317,7 +317,11 @@ impl Supervisor {
         thread::Builder::new().name("engine-log".to_owned()).spawn(reader).ok()
     }
 
-    fn read_ready_line(&self, child: &mut Child, ready: mpsc::SyncSender<SocketAddr>) -> Option<thread::JoinHandle<()>> {
+    fn read_ready_line(
+        &self,
+        child: &mut Child,
+        ready: mpsc::SyncSender<SocketAddr>,
+    ) -> Option<thread::JoinHandle<()>> {
         let output = child.stdout.take()?;
         let reader = move || {
             for line in lines(BufReader::new(output)) {
