@@ -41,7 +41,7 @@ pub const MAX_PENDING_BYTES: usize = 32 << 20;
 /// worker cannot be held by the records of the others.
 const MAX_ROUNDS: u32 = 2;
 
-/// A buffer that grew in a burst is given back above this; 64 KiB holds the group of a hundred waiters many times over.
+/// A buffer that grew in a burst is given back above this; 1 MiB holds a group of 7,000 usual heartbeats.
 const KEPT_BUFFER_BYTES: usize = 1 << 20;
 
 /// Records that are framed and numbered, not yet written.
