@@ -132,8 +132,7 @@ async fn apply_retention(
 ) -> Result<(), SchemaError> {
     let query = clickhouse
         .query(
-            // A doubled ? is the crate's escape for one that is no placeholder.
-            "SELECT extract(engine_full, 'TTL (.*??)(??: SETTINGS |$)') AS ttl \
+            "SELECT extract(engine_full, 'TTL (.*?)(?: SETTINGS |$)') AS ttl \
              FROM system.tables WHERE database = {database:String} AND name = {table:String}",
         )
         .param("database", clickhouse.database())
