@@ -111,7 +111,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         drop(listener);
-        let clickhouse = super::super::ClickHouse::new(&super::super::ClickHouseConfig::new(format!("http://{address}")));
+        let clickhouse =
+            super::super::ClickHouse::new(&super::super::ClickHouseConfig::new(format!("http://{address}")));
         let refused = clickhouse.insert("INSERT INTO t FORMAT RowBinary", bytes::Bytes::from_static(b"x")).await;
         assert_eq!(refused.expect_err("nobody listens").class, ErrorClass::Retryable);
     }

@@ -117,21 +117,23 @@ impl ClickHouse {
         T: clickhouse::RowOwned + clickhouse::RowRead,
     {
         let answer = tokio::time::timeout(self.query_timeout, query.fetch_all::<T>()).await;
-        answer.unwrap_or(Err(clickhouse::error::Error::TimedOut)).map_err(|source| ClickHouseError::new(operation, source))
+        answer
+            .unwrap_or(Err(clickhouse::error::Error::TimedOut))
+            .map_err(|source| ClickHouseError::new(operation, source))
     }
 
     /// Runs a statement that answers nothing.
     pub async fn execute(&self, operation: &'static str, query: Query) -> Result<(), ClickHouseError> {
         let answer = tokio::time::timeout(self.query_timeout, query.execute()).await;
-        answer.unwrap_or(Err(clickhouse::error::Error::TimedOut)).map_err(|source| ClickHouseError::new(operation, source))
+        answer
+            .unwrap_or(Err(clickhouse::error::Error::TimedOut))
+            .map_err(|source| ClickHouseError::new(operation, source))
     }
 
     /// Creates the database if it is missing: the one statement that cannot name it as its own.
     pub async fn create_database(&self) -> Result<(), ClickHouseError> {
         let client = self.client.clone().with_database("default");
-        let query = client
-            .query("CREATE DATABASE IF NOT EXISTS {name:Identifier}")
-            .param("name", &self.database);
+        let query = client.query("CREATE DATABASE IF NOT EXISTS {name:Identifier}").param("name", &self.database);
         self.execute("create the database", query).await
     }
 

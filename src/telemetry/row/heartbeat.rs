@@ -149,9 +149,7 @@ fn put_stats(row: &mut Vec<u8>, stats: &SystemStats) {
     put_reading(row, Some(stats.disk_used_gb));
     put_u64(row, stats.memory_total_mb);
     put_f64(row, if stats.disk_total_gb.is_finite() { stats.disk_total_gb } else { 0.0 });
-    for reading in
-        [stats.load_average_1m, stats.load_average_5m, stats.load_average_15m, stats.temperature_celsius]
-    {
+    for reading in [stats.load_average_1m, stats.load_average_5m, stats.load_average_15m, stats.temperature_celsius] {
         put_reading(row, reading);
     }
     for counter in [

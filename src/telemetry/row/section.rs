@@ -157,8 +157,7 @@ mod tests {
             for bit in 0..8 {
                 let mut flipped = whole.clone();
                 flipped[at] ^= 1 << bit;
-                let bytes: usize =
-                    Sections::of(&flipped).filter_map(Result::ok).map(|section| section.row.len()).sum();
+                let bytes: usize = Sections::of(&flipped).filter_map(Result::ok).map(|section| section.row.len()).sum();
                 assert!(bytes <= flipped.len());
             }
         }

@@ -89,9 +89,10 @@ pub async fn migrate(clickhouse: &ClickHouse, retention: &Retention) -> Result<(
 async fn apply(clickhouse: &ClickHouse, migration: &Migration) -> Result<(), SchemaError> {
     let Migration { version, name, .. } = *migration;
     for (at, statement) in migration.statements().iter().enumerate() {
-        clickhouse.execute("apply a migration", clickhouse.query(statement)).await.map_err(|source| {
-            SchemaError::Migration { version, name, statement: at + 1, source }
-        })?;
+        clickhouse
+            .execute("apply a migration", clickhouse.query(statement))
+            .await
+            .map_err(|source| SchemaError::Migration { version, name, statement: at + 1, source })?;
     }
     let record = clickhouse
         .query(
@@ -173,8 +174,8 @@ mod tests {
         let sql = MIGRATIONS.iter().map(|migration| migration.sql).collect::<String>();
         for table in Table::ALL {
             let start = format!("CREATE TABLE IF NOT EXISTS {}\n(", table.name());
-            let body = sql.split_once(&start).expect(table.name()).1;
-            let body = body.split_once("\n)").expect(table.name()).0;
+            let body = sql.split_once(&start).unwrap_or_else(|| panic!("{start}")).1;
+            let body = body.split_once("\n)").expect("an end").0;
             let made: Vec<_> = body
                 .lines()
                 .filter_map(|line| line.trim().split_once(' '))

@@ -22,7 +22,11 @@ impl Migration {
     pub fn statements(&self) -> Vec<String> {
         let code: Vec<_> = self.sql.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
         let code = code.join("\n");
-        code.split(";\n").map(|part| part.trim_end_matches(';').trim()).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        code.split(";\n")
+            .map(|part| part.trim_end_matches(';').trim())
+            .filter(|part| !part.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 }
 

@@ -80,28 +80,21 @@ pub enum WriterError {
 /// Starts the writer on a thread of its own, so that neither its reading nor its fsyncs hold up a heartbeat.
 ///
 /// The tables must be there (see [`migrate`](super::schema::migrate)). ClickHouse may be away: the writer waits for it.
-pub fn start(
-    journal: Journal,
-    clickhouse: ClickHouse,
-    options: WriterOptions,
-) -> Result<WriterHandle, WriterError> {
+pub fn start(journal: Journal, clickhouse: ClickHouse, options: WriterOptions) -> Result<WriterHandle, WriterError> {
     let path = options.data_dir.join("writer.checkpoint");
     let (checkpoint, position) = checkpoint::Checkpoint::open(&path, journal.id())?;
     let set_aside = set_aside::SetAside::open(&options.data_dir.join("set-aside"), journal.id())?;
     let shared = Arc::new(handle::Shared::new());
-    let courier = Arc::new(deliver::Courier {
-        clickhouse,
-        journal: journal.id(),
-        set_aside,
-        status: Arc::clone(&shared.status),
-    });
+    let courier =
+        Arc::new(deliver::Courier { clickhouse, journal: journal.id(), set_aside, status: Arc::clone(&shared.status) });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WriterError::Thread)?;
     let thread = std::thread::Builder::new().name("clickhouse-writer".into()).spawn({
         let (journal, shared) = (journal.clone(), Arc::clone(&shared));
         move || {
             // Also when the loop panics: whoever waits for progress must learn that there will be none.
             let _stopped = Stopped(&shared);
-            runtime.block_on(task::Task::new(journal, courier, options, Arc::clone(&shared), checkpoint, position).run());
+            runtime
+                .block_on(task::Task::new(journal, courier, options, Arc::clone(&shared), checkpoint, position).run());
         }
     });
     let thread = Arc::new(Mutex::new(Some(thread.map_err(WriterError::Thread)?)));

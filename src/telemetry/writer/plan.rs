@@ -156,13 +156,13 @@ mod tests {
     #[test]
     fn a_whole_batch_keeps_its_token_and_a_part_has_its_own() {
         let keys = keys(&[1, 2, 3, 4]);
-        let token = |selection: &Selection, generation| {
-            token(NOBODY, RANGE, Table::Heartbeats, selection, &keys, generation)
-        };
+        let token =
+            |selection: &Selection, generation| token(NOBODY, RANGE, Table::Heartbeats, selection, &keys, generation);
         let whole = token(&Selection::All, 0);
         assert_eq!(whole, "00000000-0000-0000-0000-000000000000:1-4:heartbeats");
         let (front, back) = Selection::All.halves(4);
-        let mut all = vec![whole.clone(), token(&Selection::All, 1), token(&front, 0), token(&front, 1), token(&back, 0)];
+        let mut all =
+            vec![whole.clone(), token(&Selection::All, 1), token(&front, 0), token(&front, 1), token(&back, 0)];
         assert!(all.iter().all(|token| token.starts_with(&whole)));
         assert_eq!(token(&front, 0), token(&front.clone(), 0));
         all.sort();

@@ -51,7 +51,8 @@ pub async fn count(clickhouse: &ClickHouse, journal: JournalId, span: Span) -> R
         "SELECT count() AS rows, uniqExact(bitOr(bitShiftLeft(seq, 16), toUInt64(row_index))) AS distinct FROM {} {WHERE}",
         span.table.name()
     );
-    let counted = clickhouse.rows::<Counted>("count rows of the journal", bound(clickhouse, &sql, journal, span)).await?;
+    let counted =
+        clickhouse.rows::<Counted>("count rows of the journal", bound(clickhouse, &sql, journal, span)).await?;
     Ok(counted.first().copied().unwrap_or(Counted { rows: 0, distinct: 0 }))
 }
 
@@ -61,10 +62,8 @@ pub async fn list(
     journal: JournalId,
     span: Span,
 ) -> Result<Vec<(RowKey, u64)>, ClickHouseError> {
-    let sql = format!(
-        "SELECT seq, row_index, count() AS copies FROM {} {WHERE} GROUP BY seq, row_index",
-        span.table.name()
-    );
+    let sql =
+        format!("SELECT seq, row_index, count() AS copies FROM {} {WHERE} GROUP BY seq, row_index", span.table.name());
     let found = clickhouse.rows::<FoundRow>("list rows of the journal", bound(clickhouse, &sql, journal, span)).await?;
     Ok(found.iter().map(|row| (RowKey { seq: row.seq, row_index: row.row_index }, row.copies)).collect())
 }

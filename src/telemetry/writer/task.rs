@@ -57,8 +57,10 @@ impl Task {
         checkpoint: Checkpoint,
         found: Option<Position>,
     ) -> Self {
-        let before_first = journal.first_seq().saturating_sub(1);
         let suspect_through = journal.written_seq();
+        // Asked after that: a journal without a segment has nothing at or below what was written then.
+        let first_segment = journal.segments().first().map(|segment| segment.first_seq.saturating_sub(1));
+        let before_first = first_segment.unwrap_or(suspect_through);
         let mut position = found.unwrap_or(Position { committed: before_first, open: Vec::new() });
         position.committed = position.committed.max(before_first);
         let reopened = position.open.drain(..).filter(|range| range.last > position.committed).collect();
@@ -166,7 +168,9 @@ impl Task {
             Ok(batch) => batch,
             Err(error) => {
                 let first = self.source.next();
-                self.courier.wait(&mut self.read_backoff, SeqRange { first, last: self.journal.written_seq() }, &error).await;
+                self.courier
+                    .wait(&mut self.read_backoff, SeqRange { first, last: self.journal.written_seq() }, &error)
+                    .await;
                 return;
             }
         };
@@ -218,7 +222,9 @@ impl Task {
         let committed = self.position.committed;
         let sealed = self.journal.segments().into_iter().find(|segment| segment.sealed);
         let range = match sealed {
-            Some(segment) if segment.last_seq <= committed => SeqRange { first: segment.first_seq, last: segment.last_seq },
+            Some(segment) if segment.last_seq <= committed => {
+                SeqRange { first: segment.first_seq, last: segment.last_seq }
+            }
             _ => {
                 let is_due = self.last_audit.elapsed() >= self.options.audit_every;
                 let is_asked = self.shared.audit_through() > self.audited;
