@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::support::client::Client;
 use crate::support::wire::{Http1, Http2};
+use crate::support::Server;
 use crate::Door;
 
 /// The server's limits for a head (10 s) and a body (20 s), with room for a busy machine.
@@ -199,6 +200,24 @@ fn a_thousand_idle_connections_do_not_slow_a_client_down() {
     let grown = door.server.resident_bytes().saturating_sub(before);
     assert!(grown < 128 << 20, "1,000 idle connections cost {} MiB", grown >> 20);
     drop(idle);
+}
+
+/// Whoever waits for a slow peer must sleep, not look again and again.
+#[test]
+fn waiting_for_the_rest_of_a_preface_costs_no_processor_time() {
+    const FOR: Duration = Duration::from_secs(2);
+    let server = Server::start();
+    let waiting: Vec<Http1> = (0..1_000)
+        .map(|n| {
+            let mut connection = Http1::open(server.http());
+            connection.send(if n % 2 == 0 { b"P" } else { b"PRI * HTTP/2.0\r\n" });
+            connection
+        })
+        .collect();
+    let before = server.cpu_time();
+    std::thread::sleep(FOR);
+    let used = server.cpu_time() - before;
+    assert!(used < FOR / 10, "{} half prefaces used {used:?} of processor time in {FOR:?}", waiting.len());
 }
 
 /// "Rapid reset" (CVE-2023-44487) in small: streams opened and dropped before their answer.
