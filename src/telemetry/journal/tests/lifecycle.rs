@@ -50,8 +50,8 @@ fn a_record_whose_ticket_is_dropped_is_written_without_anybody_waiting() {
 fn a_waiter_that_goes_away_while_another_writes_leaves_its_record_to_that_one() {
     let dir = folder();
     let (journal, _) = open(dir.path());
-    let (locked, is_locked) = std::sync::mpsc::channel();
-    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (locked, is_locked) = std::sync::mpsc::sync_channel(1);
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
     let inner = journal.inner().clone();
     let holder = std::thread::spawn(move || {
         inner.with_log(|_| {
@@ -77,8 +77,8 @@ fn a_stalled_disk_is_answered_when_too_much_waits_for_it_and_nothing_taken_is_lo
     let dir = folder();
     let options = JournalOptions { capacity_bytes: 1 << 30, ..options(dir.path()) };
     let (journal, _) = Journal::open(options).expect("the journal opens");
-    let (locked, is_locked) = std::sync::mpsc::channel();
-    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (locked, is_locked) = std::sync::mpsc::sync_channel(1);
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
     let inner = journal.inner().clone();
     let stalled = std::thread::spawn(move || {
         inner.with_log(|_| {
