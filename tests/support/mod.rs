@@ -124,7 +124,8 @@ impl Server {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the server's statistics");
         // The name in parentheses may hold spaces; user and system time are the 12th and 13th field after it.
         let after_name = stat.rsplit_once(')').expect("a process name").1;
-        let ticks: u64 = after_name.split_ascii_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        let ticks: u64 =
+            after_name.split_ascii_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
         // Linux counts in hundredths of a second for every program (USER_HZ).
         Duration::from_millis(ticks * 10)
     }
