@@ -208,10 +208,10 @@ impl Server {
             }
             log.push_back(line);
         });
-        let (lines, ready) = mpsc::channel();
+        let (lines, ready) = mpsc::sync_channel(1);
         read_lines(stdout, move |line| {
-            // Nobody listens any more once the ready line has come.
-            let _ = lines.send(line);
+            // Only the first line is waited for, and nobody listens once it has come.
+            let _ = lines.try_send(line);
         });
         let line = match ready.recv_timeout(READY_WITHIN) {
             Ok(line) => line,
