@@ -1,0 +1,178 @@
+//! What must hold for every decoder that strangers' bytes reach, one function each: it takes any bytes and panics when
+//! a promise is broken. libFuzzer calls these (`fuzz_targets/`), and so does `tests/mutations.rs` in every test run.
+use fleetd::auth::credential;
+use fleetd::http::{pages, registration};
+use fleetd::ids::DeviceId;
+use fleetd::telemetry::journal::MAX_PAYLOAD_BYTES;
+use fleetd::telemetry::row::{encode_heartbeat, Sections, Table, UnixMillis};
+use fleetd_proto::json;
+use fleetd_proto::v1::{HeartbeatRequest, RegisterDeviceRequest};
+use prost::Message as _;
+
+/// The journal's format is private to its crate and pure, so it is built in here a second time.
+#[path = "../../src/telemetry/journal/format.rs"]
+#[allow(dead_code, missing_docs)]
+mod format;
+
+/// As the journal's.
+type Seq = u64;
+
+const DEVICE: &str = "rpi-001";
+/// Errors are shown to people and go into headers (`grpc-message`): they do not grow with what was sent.
+const LONGEST_ERROR_BYTES: usize = 1024;
+
+/// A heartbeat as protobuf.
+pub fn heartbeat_proto(bytes: &[u8]) {
+    if let Ok(heartbeat) = HeartbeatRequest::decode(bytes) {
+        rows_read_back(&heartbeat);
+        // JSON has no form for some values (unknown enum numbers, years past 9999); what it writes, it reads.
+        if let Ok(text) = json::to_vec(&heartbeat) {
+            let read = json::from_slice::<HeartbeatRequest>(&text);
+            let read = read.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&text)));
+            assert_eq!(read.encode_to_vec(), heartbeat.encode_to_vec(), "{}", String::from_utf8_lossy(&text));
+        }
+    }
+}
+
+/// A heartbeat as protobuf JSON.
+pub fn heartbeat_json(bytes: &[u8]) {
+    match json::from_slice::<HeartbeatRequest>(bytes) {
+        Ok(heartbeat) => {
+            let encoded = heartbeat.encode_to_vec();
+            let decoded = HeartbeatRequest::decode(&encoded[..]).expect("its own encoding");
+            assert_eq!(decoded.encode_to_vec(), encoded);
+            rows_read_back(&heartbeat);
+        }
+        Err(error) => is_short(&error.to_string()),
+    }
+}
+
+fn is_short(error: &str) {
+    assert!(!error.is_empty());
+    assert!(error.len() <= LONGEST_ERROR_BYTES, "an error of {} bytes: {:.200}…", error.len(), error);
+}
+
+fn rows_read_back(heartbeat: &HeartbeatRequest) {
+    let before = b"what was there before";
+    let mut record = before.to_vec();
+    match encode_heartbeat(DEVICE, heartbeat, UnixMillis::EPOCH, &mut record) {
+        Ok(()) => {
+            let record = &record[before.len()..];
+            assert!(record.len() <= MAX_PAYLOAD_BYTES, "a record of {} bytes", record.len());
+            let rows: Vec<_> = Sections::of(record).map(|row| row.expect("a row that was just written")).collect();
+            assert_eq!(rows.len(), 1 + heartbeat.processes.len());
+            assert_eq!(rows.iter().filter(|row| row.table == Table::Heartbeats).count(), 1);
+            assert!(rows.iter().all(|row| row.key == DEVICE.as_bytes() && row.received_at == 0));
+            let times = UnixMillis::MIN.as_millis()..=UnixMillis::MAX.as_millis();
+            assert!(rows.iter().all(|row| times.contains(&row.timestamp)));
+        }
+        Err(error) => {
+            is_short(&error.to_string());
+            assert_eq!(record, before, "an error leaves the record as it was");
+        }
+    }
+}
+
+/// A registration as protobuf JSON.
+pub fn register_json(bytes: &[u8]) {
+    match json::from_slice::<RegisterDeviceRequest>(bytes) {
+        Ok(request) => match registration::device_of(request, UnixMillis::EPOCH) {
+            Ok((device, key)) => {
+                assert!(DeviceId::check(device.id.as_str()).is_ok());
+                assert!(!device.name.is_empty() && device.name.len() <= 256);
+                assert!(device.metadata.len() <= 64 && device.labels.len() <= 64);
+                assert_eq!(key.hash(), device.key_hash);
+            }
+            Err(error) => is_short(&error.message),
+        },
+        Err(error) => is_short(&error.to_string()),
+    }
+}
+
+/// The first 4 bytes are a page size, the rest is a token.
+pub fn page_token(bytes: &[u8]) {
+    let Some((size, token)) = bytes.split_first_chunk::<4>() else { return };
+    let Ok(token) = std::str::from_utf8(token) else { return };
+    match pages::Page::of(i32::from_le_bytes(*size), token) {
+        Ok(page) => {
+            assert!((1..=100).contains(&page.size));
+            match page.after() {
+                None => assert!(token.is_empty()),
+                Some(after) => {
+                    assert!(DeviceId::check(after).is_ok());
+                    let token_of_after = pages::cut(&mut vec![after, "next"], 1, |id| id);
+                    assert!(token_of_after.eq_ignore_ascii_case(token), "{token_of_after} was read from {token}");
+                }
+            }
+        }
+        Err(error) => is_short(&error.message),
+    }
+}
+
+/// Lines; the first half are values of `Authorization`, the rest of `X-API-Key`.
+pub fn credential_headers(bytes: &[u8]) {
+    let values: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    let (authorization, x_api_key) = values.split_at(values.len() / 2);
+    let read = credential::from_headers(authorization.iter().copied(), x_api_key.iter().copied());
+    match read {
+        Ok(Some(_)) => assert!(authorization.len() <= 1 && x_api_key.len() <= 1, "a repeated header was let through"),
+        Ok(None) => assert!(authorization.is_empty() && x_api_key.is_empty(), "a credential was overlooked"),
+        Err(error) => {
+            let told = error.to_string();
+            is_short(&told);
+            // Short values occur in any sentence.
+            let repeats = |value: &&&[u8]| value.len() >= 24 && told.as_bytes().windows(value.len()).any(|part| part == **value);
+            assert!(values.iter().find(repeats).is_none(), "an error repeats what was shown: {told}");
+        }
+    }
+}
+
+const SALT: u32 = 0x5eed_5eed;
+
+/// The first byte says how the rest is used: as the frames of a segment as they are, or as the payloads of good
+/// frames, one bit of which is then flipped.
+pub fn journal_segment(bytes: &[u8]) {
+    let Some((how, rest)) = bytes.split_first() else { return };
+    let _ = format::SegmentHeader::decode(rest);
+    let _ = format::SegmentFooter::decode(rest);
+    if how % 2 == 0 {
+        scan_is_sound(rest, 0, Seq::MAX);
+    } else if let Some((flip, payloads)) = rest.split_first_chunk::<4>() {
+        one_flipped_bit_loses_one_record(u32::from_le_bytes(*flip) as usize, payloads);
+    }
+}
+
+fn scan_is_sound(frames: &[u8], after: Seq, below: Seq) -> format::Scan {
+    let found = format::scan(frames, SALT, after, below);
+    assert!(found.data_end <= frames.len());
+    assert!(found.torn_bytes <= frames.len() && found.superseded_bytes <= frames.len());
+    assert!(found.last_seq >= after);
+    assert_eq!(found.last_seq == after, found.records == 0, "{found:?}");
+    let mut end = 0;
+    for damage in &found.damage {
+        assert!(damage.range.start >= end && damage.range.start < damage.range.end, "{found:?}");
+        assert!(damage.range.end <= frames.len() && damage.records_at_most >= 1, "{found:?}");
+        end = damage.range.end;
+    }
+    found
+}
+
+fn one_flipped_bit_loses_one_record(flip: usize, payloads: &[u8]) {
+    let mut frames = Vec::new();
+    let mut records = 0;
+    for payload in payloads.split(|byte| *byte == 0) {
+        records += 1;
+        let crc = format::payload_crc(SALT, payload);
+        frames.extend(format::frame_header(SALT, payload.len() as u32, records, crc));
+        frames.extend(payload);
+    }
+    let whole = scan_is_sound(&frames, 0, Seq::MAX);
+    assert_eq!((whole.records, whole.last_seq, whole.data_end), (records, records, frames.len()), "{whole:?}");
+    assert!(whole.damage.is_empty() && whole.torn_bytes == 0);
+
+    let bit = flip % (frames.len() * 8);
+    frames[bit / 8] ^= 1 << (bit % 8);
+    let hit = scan_is_sound(&frames, 0, Seq::MAX);
+    assert_eq!(hit.records, records - 1, "bit {bit} of {}: {hit:?}", frames.len());
+    assert!(!hit.damage.is_empty() || hit.torn_bytes > 0, "the flip was not noticed: {hit:?}");
+}

@@ -1,0 +1,103 @@
+//! Clients of other languages, as their makers ship them, against the real program: Google's gRPC for Python and
+//! Connect's own client for Node.js. They know no proto file; the server's reflection tells them everything.
+//!
+//! Each language's packages are pinned beside its script and installed once into `target/interop`, by the language's
+//! ordinary client; a change of the pins installs anew.
+mod support;
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use support::{Options, Server, ADMIN_KEY};
+
+/// One language: the files that pin its packages, and how they are installed into a folder.
+struct Language {
+    name: &'static str,
+    pins: &'static [&'static str],
+    install: fn(source: &Path, into: &Path),
+}
+
+impl Language {
+    fn source(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(self.name)
+    }
+
+    /// The folder with the packages that the pins name; installed when it is not there yet.
+    fn installed(&self) -> PathBuf {
+        let source = self.source();
+        let mut hash = DefaultHasher::new();
+        for pin in self.pins {
+            fs::read(source.join(pin)).unwrap_or_else(|error| panic!("{pin}: {error}")).hash(&mut hash);
+        }
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interop");
+        fs::create_dir_all(&cache).expect("a folder for packages");
+        // Two runs at once must not install into each other; the lock goes with the process.
+        let lock = File::create(cache.join(format!("{}.lock", self.name))).expect("a lock file");
+        lock.lock().expect("the lock");
+        let ready = cache.join(format!("{}-{:016x}", self.name, hash.finish()));
+        let done = ready.join("installed");
+        if !done.exists() {
+            // What a run that was killed left behind is not to be trusted.
+            let _ = fs::remove_dir_all(&ready);
+            fs::create_dir_all(&ready).expect("a folder for packages");
+            (self.install)(&source, &ready);
+            File::create(done).expect("a mark that it is whole");
+        }
+        ready
+    }
+}
+
+fn install_python(source: &Path, into: &Path) {
+    run(Command::new("python3").args(["-m", "venv"]).arg(into));
+    run(Command::new(into.join("bin/pip")).args(["install", "--quiet", "--requirement"]).arg(source.join("requirements.txt")));
+}
+
+fn install_node(source: &Path, into: &Path) {
+    for name in ["package.json", "package-lock.json", ".npmrc"] {
+        fs::copy(source.join(name), into.join(name)).expect("a copy of the pins");
+    }
+    run(Command::new("npm").args(["ci", "--ignore-scripts", "--no-fund", "--no-audit"]).current_dir(into));
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    output
+}
+
+/// Default limits for devices; none for anonymous callers, since the scripts make many calls without a key.
+fn server() -> Server {
+    Server::with(Options::default().env("FLEETD_RATE_LIMIT_ANONYMOUS", "0"))
+}
+
+#[test]
+fn googles_grpc_client_for_python_is_served() {
+    let python = Language { name: "python", pins: &["requirements.txt"], install: install_python };
+    let packages = python.installed();
+    let server = server();
+    let script = python.source().join("interop.py");
+    run(Command::new(packages.join("bin/python")).arg(script).arg(server.http().to_string()).arg(ADMIN_KEY));
+}
+
+#[test]
+fn connects_own_client_for_node_is_served_in_every_protocol() {
+    let pins = &["package.json", "package-lock.json", ".npmrc"];
+    let node = Language { name: "node", pins, install: install_node };
+    let packages = node.installed();
+    let server = server();
+    // Modules are found from where the script lies, so it lies beside its packages.
+    for script in ["interop.js", "reflection.js"] {
+        fs::copy(node.source().join(script), packages.join(script)).expect("a copy of the script");
+    }
+    let url = format!("http://{}", server.http());
+    run(Command::new("node").arg(packages.join("interop.js")).arg(url).arg(ADMIN_KEY));
+}
