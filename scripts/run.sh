@@ -28,8 +28,10 @@ http=$(sed -nE 's/.* http=([^ ]+).*/\1/p' "$ready")
 clickhouse=$(sed -nE 's/.* clickhouse=([^ ]+).*/\1/p' "$ready")
 
 if [ "$fleet" -gt 0 ]; then
-    "$bin/fleetd-loadtest" --url "$http" --key-file "$data_dir/admin.key" --clickhouse-url "$clickhouse" \
-        --devices "$fleet" --rate "$(((fleet + 9) / 10))" --duration 365d --progress never >/dev/null &
+    # A fixed prefix and a key file, so that the next run goes on with the same devices.
+    FLEETD_ADMIN_KEY=${FLEETD_ADMIN_KEY:-$(cat "$data_dir/admin.key")} "$bin/fleetd-loadtest" --url "$http" \
+        --id-prefix sim --keys "$data_dir/simulated-fleet.keys" --devices "$fleet" --rate "$(((fleet + 9) / 10))" \
+        --duration 8760h --threads 1 --progress never >/dev/null &
     devices=$!
     echo "a fleet of $fleet simulated devices reports every 10 s"
 fi

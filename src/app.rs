@@ -36,6 +36,9 @@ use crate::telemetry::writer::{self, WriterHandle, WriterOptions};
 /// stays in the journal and goes out after the next start.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
+/// How often an absent ClickHouse is tried for its tables after the start.
+const TABLES_RETRY: Duration = Duration::from_secs(2);
+
 /// A second signal this soon after the first is taken for the same one.
 const SAME_SIGNAL_WITHIN: Duration = Duration::from_secs(1);
 
@@ -177,7 +180,7 @@ impl Server {
             ..ClickHouseConfig::new(&clickhouse_url)
         });
         let retention = retention(config.retention_days);
-        schema::migrate(&clickhouse, &retention).await?;
+        prepare_tables(&clickhouse, retention).await?;
         let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
         let writer = writer::start(journal.clone(), clickhouse, options)?;
 
@@ -231,6 +234,31 @@ impl Server {
             engine.shutdown().await;
         }
         drop(self.store);
+    }
+}
+
+/// Brings the tables up to date; later, if ClickHouse does not answer now, since the journal holds what comes until
+/// then. What ClickHouse does answer (no access, tables of a newer version) stops the start.
+async fn prepare_tables(clickhouse: &ClickHouse, retention: Retention) -> Result<(), SchemaError> {
+    match schema::migrate(clickhouse, &retention).await {
+        Err(error) if error.is_no_answer() => {
+            let cause = &error as &dyn std::error::Error;
+            tracing::warn!(cause, "clickhouse does not answer, heartbeats wait for it in the journal");
+            let clickhouse = clickhouse.clone();
+            actix_rt::spawn(async move {
+                loop {
+                    tokio::time::sleep(TABLES_RETRY).await;
+                    match schema::migrate(&clickhouse, &retention).await {
+                        Ok(()) => return,
+                        Err(error) => {
+                            tracing::warn!(cause = &error as &dyn std::error::Error, "the tables are not ready yet");
+                        }
+                    }
+                }
+            });
+            Ok(())
+        }
+        outcome => outcome,
     }
 }
 

@@ -70,6 +70,16 @@ pub enum SchemaError {
     Refused(#[from] RefusedSchema),
 }
 
+impl SchemaError {
+    /// Whether ClickHouse did not answer at all, so that nothing is known to be wrong with the tables.
+    pub fn is_no_answer(&self) -> bool {
+        match self {
+            Self::ClickHouse(source) | Self::Migration { source, .. } => source.code.is_none(),
+            Self::Refused(_) => false,
+        }
+    }
+}
+
 /// Creates the database if need be, applies what is missing, and sets the retention where it differs.
 pub async fn migrate(clickhouse: &ClickHouse, retention: &Retention) -> Result<(), SchemaError> {
     clickhouse.create_database().await?;
