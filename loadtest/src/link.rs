@@ -1,5 +1,5 @@
 //! A connection that heals: when the server goes away it is opened again, with backoff, until the run ends.
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ pub(crate) struct Link {
     state: Mutex<State>,
     changed: Notify,
     closed: AtomicBool,
+    /// Slots that still send over it.
+    slots_left: AtomicUsize,
     /// For each slot when its request left, in ms since `epoch` plus one; 0 while none is in flight.
     in_flight: Vec<AtomicU64>,
     epoch: Instant,
@@ -49,6 +51,7 @@ impl Link {
             state: Mutex::default(),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
+            slots_left: AtomicUsize::new(slots),
             in_flight: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             epoch: Instant::now(),
             opened: AtomicU64::new(0),
@@ -85,6 +88,14 @@ impl Link {
     /// Marks that a slot's request has an answer, or never will.
     pub(crate) fn arrived(&self, slot: usize) {
         self.in_flight[slot].store(0, Ordering::Relaxed);
+    }
+
+    /// Marks that a slot will send no more. The last one ends the link: hyper closes a connection that nobody can send
+    /// on, and it is not to be opened again.
+    pub(crate) fn slot_ends(&self) {
+        if self.slots_left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.close();
+        }
     }
 
     /// Ends the link: slots that wait for a connection give up, requests in flight fail.

@@ -72,6 +72,12 @@ impl Generator {
 
     /// Sends heartbeats, one after the other, until the schedule ends. `slot` numbers it on its link.
     pub(crate) async fn run_slot(self: Arc<Self>, link: Arc<Link>, slot: usize) {
+        self.send_all(&link, slot).await;
+        // Its handle on the connection is dropped; nothing else runs on this thread before the link knows why.
+        link.slot_ends();
+    }
+
+    async fn send_all(&self, link: &Link, slot: usize) {
         let mut connection = None;
         let mut generation = 0;
         'tickets: while let Some(ticket) = self.schedule.next().await {

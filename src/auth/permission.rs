@@ -170,7 +170,44 @@ fn denied(principal: &Principal, permission: Permission, of_what: &str) -> ApiEr
 
 #[cfg(test)]
 mod tests {
+    use fleetd_proto::METHODS;
+
     use super::*;
+
+    #[test]
+    fn every_method_of_the_contract_has_the_rule_that_its_comment_promises() {
+        assert!(METHODS.len() >= REFERENCE.len());
+        for method in METHODS {
+            let rule =
+                rule(method.path).unwrap_or_else(|| panic!("{} has no rule in src/auth/permission.rs", method.path));
+            assert_eq!(rule.permission.as_str(), method.permission, "{}", method.path);
+        }
+    }
+
+    #[test]
+    fn no_permission_is_left_without_a_method() {
+        for permission in Permission::ALL {
+            assert!(
+                METHODS.iter().any(|method| method.permission == permission.as_str()),
+                "{} guards nothing",
+                permission.as_str()
+            );
+        }
+    }
+
+    #[test]
+    fn a_device_key_opens_these_methods_and_no_others() {
+        let principal = Principal::Device(device("rpi-001"));
+        let mut open: Vec<_> = METHODS
+            .iter()
+            .filter(|method| authorize(&principal, rule(method.path).unwrap(), Some(&device("rpi-001"))).is_ok())
+            .map(|method| method.name)
+            .collect();
+        open.sort_unstable();
+        let expected =
+            ["BatchHeartbeat", "DownloadBinary", "GetDevice", "Heartbeat", "ReportUpdateStatus", "StreamHeartbeats"];
+        assert_eq!(open, expected);
+    }
 
     /// The reference's own list of methods and permissions.
     const REFERENCE: [(&str, &str); 15] = [

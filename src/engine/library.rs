@@ -167,11 +167,14 @@ impl Library {
         Ok(Connection { api: Arc::clone(&self.api), handle })
     }
 
-    /// Closes ClickHouse cleanly: waits for its threads. Returns false when connections are still open.
-    pub fn shutdown(mut self) -> bool {
+    /// Closes ClickHouse: its tables are shut down when the last connection is closed. Call it when no other
+    /// connection is open. Some threads of the library may go on (seen with every MergeTree table), so the process
+    /// should end without running exit handlers.
+    pub fn close(mut self) {
         self.anchor = None;
         // SAFETY: no handle of this object is left; the library itself refuses while others have connections.
-        unsafe { (self.api.chdb_shutdown)() == 0 }
+        let state = unsafe { (self.api.chdb_shutdown)() };
+        tracing::debug!(state, "engine closed");
     }
 }
 

@@ -1,12 +1,12 @@
 //! The embedded ClickHouse: a real one, loaded as a shared library, behind ClickHouse's own HTTP interface.
 //!
-//! `fleetd serve` without `--clickhouse-url` starts `fleetd clickhouse` as a child ([`process`]). The child finds
-//! the library ([`locate`]), loads it ([`library`]) and answers HTTP on loopback ([`server`]). The rest of fleetd
+//! `fleetd serve` without `--clickhouse-url` starts `fleetd clickhouse` as a child (`process`). The child finds
+//! the library (`locate`), loads it (`library`) and answers HTTP on loopback (`server`). The rest of fleetd
 //! talks to it as to any ClickHouse, so there is one client path and one wire protocol, and a crash inside
 //! ClickHouse's 500 MB of C++ cannot take the heartbeats with it.
 //!
-//! One request goes: [`server`] accepts it, [`admission`] lets it in or answers 503, [`request`] reads its URL and
-//! headers, [`statement`] runs it on a thread of its own, reading the body and writing the answer through [`body`].
+//! One request goes: `server` accepts it, `admission` lets it in or answers 503, `request` reads its URL and
+//! headers, `statement` runs it on a thread of its own, reading the body and writing the answer through `body`.
 mod admission;
 mod body;
 mod compression;
@@ -14,17 +14,19 @@ mod config;
 mod data_lock;
 mod exception;
 mod forms;
+mod framing;
 mod input;
-pub mod library;
+mod library;
 mod locate;
 mod native_blocks;
-pub mod process;
+mod process;
 mod request;
 mod respond;
-pub mod server;
+mod server;
 mod sql;
 mod statement;
 
+pub use library::LibraryError;
 pub use locate::{locate, LocateError, ENGINE_VERSION};
 pub use process::{EngineMonitor, EngineOptions, EngineProcess};
 pub use server::{run, ServerOptions};
@@ -38,7 +40,7 @@ pub enum EngineError {
     #[error(transparent)]
     Locate(#[from] LocateError),
     #[error(transparent)]
-    Library(#[from] library::LibraryError),
+    Library(#[from] LibraryError),
     #[error("cannot prepare the engine's data directory {}; check that it exists and is writable", path.display())]
     DataDir {
         path: PathBuf,

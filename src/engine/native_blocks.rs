@@ -207,7 +207,7 @@ mod tests {
     fn several_blocks_come_back_whole() {
         let plain: Vec<u8> = (0..3 * WRITE_BLOCK_BYTES + 17).map(|n| (n % 251) as u8).collect();
         assert_eq!(read(&compressed(&plain)).expect("whole"), plain);
-        assert_eq!(read(&[]).expect("empty"), []);
+        assert!(read(&[]).expect("empty").is_empty());
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! `fleetd clickhouse`: ClickHouse's HTTP interface over the library, and the life of its process.
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,17 +45,18 @@ pub struct ServerOptions {
     pub data_dir: PathBuf,
     /// The library, if it is not to be looked for.
     pub library: Option<PathBuf>,
-    /// Most memory ClickHouse may take, in bytes; [`config::DEFAULT_MEMORY_LIMIT_BYTES`] if not given.
+    /// Most memory ClickHouse may take, in bytes; 4 GiB if not given.
     pub memory_limit_bytes: Option<u64>,
-    /// Started by [`super::process`]: end when standard input does, since then the supervisor is gone.
+    /// Started by [`super::EngineProcess`]: end when standard input does, since then the supervisor is gone.
     pub is_supervised: bool,
 }
 
-/// Runs the engine until SIGTERM or SIGINT. Prints one line to standard output when it answers.
+/// Runs the engine until SIGTERM or SIGINT, then ends the process with status 0. Prints one line to standard output
+/// when it answers.
 ///
 /// # Errors
 /// The library is missing or unusable, the data directory is held by another process, the address is taken.
-pub fn run(options: ServerOptions) -> Result<(), EngineError> {
+pub fn run(options: ServerOptions) -> Result<Infallible, EngineError> {
     if options.is_supervised {
         die_with_parent();
     }
@@ -77,20 +79,18 @@ pub fn run(options: ServerOptions) -> Result<(), EngineError> {
     let is_idle = runtime.block_on(serve(&server, listener, address, options.is_supervised))?;
     // Threads that still run a statement keep the server alive; they are left to the process's end.
     runtime.shutdown_background();
-    let is_closed = match Arc::try_unwrap(server) {
-        Ok(server) => is_idle && server.engine.shutdown(),
-        Err(_still_used) => false,
-    };
-    if !is_closed {
-        // ClickHouse's data is safe against a kill; its exit handlers are not safe under running statements.
-        tracing::warn!("embedded clickhouse stops with statements still running");
-        drop(lock);
-        // SAFETY: ends the process at once; nothing of this program is left to flush.
-        unsafe { libc::_exit(0) };
+    match Arc::try_unwrap(server) {
+        Ok(server) if is_idle => {
+            server.engine.close();
+            tracing::info!("embedded clickhouse is closed");
+        }
+        // ClickHouse's data is safe against a kill, so statements that do not stop do not hold up the end.
+        _ => tracing::warn!("embedded clickhouse stops with statements still running"),
     }
-    tracing::info!("embedded clickhouse is closed");
     drop(lock);
-    Ok(())
+    // Threads of the library outlive its shutdown, and its exit handlers would pull their memory away.
+    // SAFETY: ends the process at once; nothing of this program is left to flush.
+    unsafe { libc::_exit(0) }
 }
 
 /// Asks the kernel to kill this process when its parent dies. The supervisor's own thread is what counts as the
@@ -221,7 +221,7 @@ async fn connection_task(server: Arc<Server>, stream: TcpStream, mut stopping: w
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let server = Arc::clone(&server);
-        async move { Ok::<_, std::convert::Infallible>(answer(server, request).await) }
+        async move { Ok::<_, Infallible>(answer(server, request).await) }
     });
     let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

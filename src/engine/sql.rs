@@ -241,7 +241,7 @@ fn settings_clause(lexer: &mut Lexer<'_>, is_complete: bool, length: usize) -> R
         let so_far = lexer.rest().trim_ascii_start();
         let could_be =
             so_far.len() < "SETTINGS".len() && "SETTINGS".as_bytes()[..so_far.len()].eq_ignore_ascii_case(so_far);
-        if could_be && !so_far.is_empty() {
+        if could_be {
             return Err(());
         }
     }
@@ -272,6 +272,7 @@ fn settings_clause(lexer: &mut Lexer<'_>, is_complete: bool, length: usize) -> R
         let mut after = Lexer { text: probe.text, at: end };
         match after.next() {
             Some(token) if token.kind == Kind::Sign(b',') => probe = after,
+            None if !is_complete => return Err(()),
             _ => return Ok(Some(end)),
         }
     }
@@ -316,6 +317,17 @@ pub fn output_format(text: &[u8]) -> Option<String> {
         }
     }
     found
+}
+
+/// Whether `word` stands in the text, outside of strings and comments.
+pub fn has_word(text: &[u8], word: &str) -> bool {
+    let mut lexer = Lexer::new(text);
+    while let Some(token) = lexer.next() {
+        if lexer.is_keyword(token, word) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether the text reaches for local files, see [`Forbidden`].
@@ -417,7 +429,8 @@ mod tests {
 
     #[test]
     fn every_prefix_is_undecided_or_already_right() {
-        let text = "INSERT /* x */ INTO db.`t` (a, b) SETTINGS s = 'v' FORMAT TabSeparated SETTINGS b = 22\n1\t2\n";
+        let text =
+            "INSERT /* x */ INTO db.`t` (a, b) SETTINGS s = 'v' FORMAT TabSeparated SETTINGS b = 22 , c = 3\n1\t2\n";
         let whole = split(text.as_bytes(), true);
         for end in 0..text.len() {
             let part = split(&text.as_bytes()[..end], false);

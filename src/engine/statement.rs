@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::body::ClientGone;
 use super::exception::{code, Exception};
 use super::forms;
+use super::framing::{Framing, Head};
 use super::input::{Arrivals, Input};
 use super::library::{Connection, Counters, Library, Parameters, StatementClass};
 use super::request::Request;
@@ -94,8 +95,14 @@ fn execute(
                 in_native_blocks: request.compress,
                 waits_for_the_end: request.wait_end_of_query,
             };
-            responder.dress(dress, own_format.as_deref().unwrap_or(format))?;
-            query(&mut connection, &text, format, &parameters, request.is_read_only, responder)
+            let output_format = own_format.as_deref().unwrap_or(format);
+            responder.dress(dress, output_format)?;
+            // Totals and extremes come after the rows, in a piece without the rows' head.
+            let has_tail = sql::has_word(&text, "TOTALS") || sql::has_word(&text, "extremes");
+            let is_plain = !has_tail && !request.settings.iter().any(|(name, _)| name == "extremes");
+            let framing = if is_plain { Framing::of(output_format) } else { Framing::Document };
+            let query = Query { text: &text, format, framing, parameters: &parameters };
+            query.run(&mut connection, request.is_read_only, responder)
         }
     }
 }
@@ -158,50 +165,73 @@ fn insert(
     Ok(insert.finish()?)
 }
 
-fn query(
-    connection: &mut Connection,
-    text: &[u8],
-    format: &str,
-    parameters: &Parameters,
-    is_read_only: bool,
-    responder: &mut Responder,
-) -> Result<Counters, Stop> {
-    let (count, class) = connection.classify(text);
-    if count > 1 {
-        return Err(syntax_error("Multi-statements are not allowed").into());
-    }
-    if count == 0 {
-        return Err(parse_error(connection, text).into());
-    }
-    if is_read_only && class != StatementClass::ReadOnly {
-        return Err(read_only().into());
-    }
-    if class == StatementClass::ReadOnly {
-        match stream(connection, text, format, parameters, responder) {
-            Err(Stop::Failed(exception)) if exception.is_streaming_unsupported() => {}
-            other => return other,
-        }
-    }
-    let output = connection.query(text, format, parameters)?;
-    let counters = output.counters();
-    responder.write(Bytes::from_owner(output))?;
-    Ok(counters)
+/// A statement whose text is whole.
+struct Query<'a> {
+    text: &'a [u8],
+    /// For the output, unless the text names one itself.
+    format: &'a str,
+    framing: Framing,
+    parameters: &'a Parameters,
 }
 
-fn stream(
-    connection: &mut Connection,
-    text: &[u8],
-    format: &str,
-    parameters: &Parameters,
-    responder: &mut Responder,
-) -> Result<Counters, Stop> {
-    let mut rows = connection.stream(text, format, parameters)?;
-    let mut counters = Counters::default();
-    while let Some(chunk) = rows.next_chunk()? {
-        counters.add(chunk.counters());
-        responder.write(Bytes::from_owner(chunk))?;
+impl Query<'_> {
+    fn run(
+        &self,
+        connection: &mut Connection,
+        is_read_only: bool,
+        responder: &mut Responder,
+    ) -> Result<Counters, Stop> {
+        let (count, class) = connection.classify(self.text);
+        if count > 1 {
+            return Err(syntax_error("Multi-statements are not allowed").into());
+        }
+        if count == 0 {
+            return Err(parse_error(connection, self.text).into());
+        }
+        if is_read_only && class != StatementClass::ReadOnly {
+            return Err(read_only().into());
+        }
+        if class == StatementClass::ReadOnly && self.framing != Framing::Document {
+            match self.stream(connection, responder) {
+                Err(Stop::Failed(exception)) if exception.is_streaming_unsupported() => {}
+                Ok(None) => {}
+                Ok(Some(counters)) => return Ok(counters),
+                Err(stop) => return Err(stop),
+            }
+        }
+        let output = connection.query(self.text, self.format, self.parameters)?;
+        let counters = output.counters();
+        responder.write(Bytes::from_owner(output))?;
+        Ok(counters)
     }
-    Ok(counters)
+
+    /// `None` when the first piece shows that the output cannot be joined; nothing was written then.
+    fn stream(&self, connection: &mut Connection, responder: &mut Responder) -> Result<Option<Counters>, Stop> {
+        let mut rows = connection.stream(self.text, self.format, self.parameters)?;
+        let mut counters = Counters::default();
+        let mut head: Option<Bytes> = None;
+        while let Some(chunk) = rows.next_chunk()? {
+            counters.add(chunk.counters());
+            let mut piece = Bytes::from_owner(chunk);
+            if let Framing::Headed(shape) = self.framing {
+                match &head {
+                    None => match head_of(shape, &piece) {
+                        Some(found) => head = Some(found),
+                        None => return Ok(None),
+                    },
+                    Some(head) if piece.starts_with(head) => piece = piece.slice(head.len()..),
+                    Some(_) => return Err(Exception::internal("A piece of the output lacks its head").into()),
+                }
+            }
+            responder.write(piece)?;
+        }
+        Ok(Some(counters))
+    }
+}
+
+/// Copied, so that the first piece can be freed while the others are compared with it.
+fn head_of(shape: Head, piece: &Bytes) -> Option<Bytes> {
+    shape.length(piece).map(|length| Bytes::copy_from_slice(&piece[..length]))
 }
 
 /// The classifier only says that a text does not parse; opening an insert with it says why, and runs nothing.

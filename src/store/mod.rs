@@ -22,7 +22,10 @@ use crate::auth::KeyHash;
 use crate::ids::DeviceId;
 
 /// An answer that is on its way. Dropping it abandons the answer; a write may be done all the same.
-pub type StoreFuture<T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send>>;
+pub type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// An [`Answer`] that may be a failure.
+pub type StoreFuture<T> = Answer<Result<T, StoreError>>;
 
 /// Everything that the server keeps; share it as `Arc<dyn Store>`.
 pub trait Store: DeviceStore + SettingStore {
@@ -40,7 +43,7 @@ pub trait DeviceStore: Send + Sync {
 
     /// Adds devices in order, each with its own result in the same place; one that is refused stops no other. Not
     /// one transaction: after a crash some of them may be there.
-    fn register_many(&self, devices: Vec<Device>) -> Pin<Box<dyn Future<Output = Vec<Result<(), StoreError>>> + Send>>;
+    fn register_many(&self, devices: Vec<Device>) -> Answer<Vec<Result<(), StoreError>>>;
 
     /// The device with this id.
     fn device(&self, id: &DeviceId) -> StoreFuture<Option<Device>>;

@@ -1,7 +1,4 @@
 //! The `devices` table.
-use std::future::Future;
-use std::pin::Pin;
-
 use bytes::Bytes;
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{params, Connection, OptionalExtension, Row};
@@ -12,7 +9,7 @@ use super::{connection, SqliteStore};
 use crate::auth::KeyHash;
 use crate::ids::DeviceId;
 use crate::store::device::encode_map;
-use crate::store::{Device, DeviceRow, DeviceStore, LastSeen, MapText, StoreError, StoreFuture, UnixMillis};
+use crate::store::{Answer, Device, DeviceRow, DeviceStore, LastSeen, MapText, StoreError, StoreFuture, UnixMillis};
 
 /// Devices of a bulk write that share one piece of work. At some 20 µs each they hold the writer for 20 ms, so a
 /// single registration that comes between waits no longer than for a full group.
@@ -38,7 +35,7 @@ impl DeviceStore for SqliteStore {
         self.write("register a device", device.bytes(), move |connection| device.insert(connection))
     }
 
-    fn register_many(&self, devices: Vec<Device>) -> Pin<Box<dyn Future<Output = Vec<Result<(), StoreError>>> + Send>> {
+    fn register_many(&self, devices: Vec<Device>) -> Answer<Vec<Result<(), StoreError>>> {
         let queues = self.queues.clone();
         Box::pin(async move {
             let mut results = Vec::with_capacity(devices.len());
@@ -86,7 +83,7 @@ impl DeviceStore for SqliteStore {
 
     fn count(&self) -> StoreFuture<u64> {
         self.read("count devices", |connection| {
-            let mut statement = connection.prepare_cached("SELECT count(*) FROM devices")?;
+            let mut statement = connection.prepare_cached("SELECT n FROM device_count")?;
             Ok(statement.query_row([], |row| unsigned(row, 0))?)
         })
     }

@@ -1,11 +1,11 @@
 //! The registry in one SQLite file: `DATA_DIR/registry.db`.
 //!
-//! One thread writes ([`writer`]), a few read ([`READERS`]), each with a connection of its own; callers hand them
+//! One thread writes (`writer`), a few read (`READERS`), each with a connection of its own; callers hand them
 //! closures over bounded queues and await the answer, so no SQL runs on an asynchronous thread. A write is
-//! acknowledged after the fsync of its transaction; [`connection`] says what that guards against and what it costs.
+//! acknowledged after the fsync of its transaction; `connection` says what that guards against and what it costs.
 //!
-//! To add a subject: a numbered file in `migrations/`, a trait in [`crate::store`], and a file beside
-//! [`devices`] that implements it with [`SqliteStore::read`] and [`SqliteStore::write`].
+//! To add a subject: a numbered file in `migrations/`, a trait in `crate::store`, and a file beside
+//! `devices` that implements it with `SqliteStore::read` and `SqliteStore::write`.
 mod connection;
 mod counters;
 mod devices;
@@ -34,8 +34,8 @@ use super::{Store, StoreError, StoreFuture, StoreStats};
 /// The database's file name inside the data directory.
 pub const DATABASE_FILE: &str = "registry.db";
 
-/// Writes that may wait. The writer applies some 30,000 a second, so a full queue is about 150 ms of work: long
-/// enough to ride out a slow fsync, short enough that whoever is let in is answered before a client gives up.
+/// Writes that may wait. The writer applies some 50,000 a second (`benches/store.rs`), so a full queue is about 100 ms
+/// of work: long enough to ride out a slow fsync, and whoever is let in is answered before a client gives up.
 const WRITE_QUEUE: usize = 4_096;
 
 /// Bytes that waiting writes may hold, since one write may be a batch of large devices.

@@ -105,10 +105,10 @@ impl ClickHouse {
         &self.database
     }
 
-    /// A query on this database; bind its values with [`Query::param`], run it with [`Self::rows`] or
+    /// A query on this database, sent as it is; bind its values with [`Query::param`], run it with [`Self::rows`] or
     /// [`Self::execute`], which add the time-out.
     pub fn query(&self, sql: &str) -> Query {
-        self.client.query(sql)
+        self.client.query_raw(sql)
     }
 
     /// Runs a query and collects its rows, which must be few.

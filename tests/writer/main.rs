@@ -1,0 +1,8 @@
+//! The writer against a real ClickHouse: the embedded engine, one database a test, and a proxy that lies.
+mod arrival;
+mod audit;
+mod fixture;
+mod poison;
+mod proxy;
+mod recovery;
+mod schema;

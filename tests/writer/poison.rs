@@ -1,0 +1,82 @@
+//! Rows that ClickHouse will not have stop nobody and are not lost.
+use fleetd::telemetry::row::{append_section, binary, Table, UnixMillis};
+
+use crate::fixture::{Fixture, Stored, SOON};
+
+/// A heartbeat that ends in the middle of its columns.
+fn short_row() -> Vec<u8> {
+    let mut record = Vec::new();
+    append_section(&mut record, Table::Heartbeats, |row| {
+        binary::put_i64(row, UnixMillis::now().as_millis());
+        binary::put_string(row, "poison");
+        binary::put_i64(row, 0);
+    });
+    record
+}
+
+fn files(fixture: &Fixture, kind: &str) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = std::fs::read_dir(fixture.dir.path().join("set-aside")) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == kind)).collect()
+}
+
+#[tokio::test]
+async fn poison_rows_are_set_aside_and_all_others_land() {
+    let mut fixture = Fixture::new().await;
+    fixture.append(3_000).await;
+    let first = fixture.append_raw(&short_row()).await;
+    fixture.append(5_000).await;
+    fixture.append_raw(&short_row()).await;
+    fixture.append_raw(&short_row()).await;
+    fixture.append(10).await;
+
+    let writer = fixture.start_writer();
+    writer.flush(fixture.last_seq, SOON).await.expect("flushed");
+    fixture.assert_exactly_once().await;
+    assert_eq!(writer.status().rows_set_aside, 3);
+    assert_eq!((files(&fixture, "rowbinary").len(), files(&fixture, "json").len()), (3, 3));
+    let name = format!("{}.heartbeats.{first}.0.json", fixture.journal.id());
+    let note = std::fs::read_to_string(fixture.dir.path().join("set-aside").join(name)).expect("a note");
+    assert!(note.contains("Code: 33") && note.contains("INSERT INTO heartbeats"), "{note}");
+
+    // The audit does not miss them, now or after a restart, and the journal moves on.
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    writer.shutdown(SOON).await.expect("stops");
+    let writer = fixture.start_writer();
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    let status = writer.status();
+    assert_eq!((status.rows_repaired, status.rows_set_aside), (0, 0));
+    writer.shutdown(SOON).await.expect("stops");
+    fixture.assert_exactly_once().await;
+}
+
+#[tokio::test]
+async fn a_record_that_is_no_record_is_set_aside_whole() {
+    let mut fixture = Fixture::new().await;
+    fixture.append(10).await;
+    let garbage = [200, 1, 2, 3];
+    let seq = fixture.append_raw(&garbage).await;
+    fixture.append(10).await;
+    let writer = fixture.start_writer();
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    fixture.assert_exactly_once().await;
+    let file = fixture.dir.path().join("set-aside").join(format!("{}.record.{seq}.bin", fixture.journal.id()));
+    assert_eq!(std::fs::read(file).expect("kept"), garbage);
+    assert_eq!(writer.status().records_set_aside, 1);
+    writer.shutdown(SOON).await.expect("stops");
+}
+
+#[tokio::test]
+async fn a_missing_table_is_waited_for_and_nothing_is_set_aside() {
+    let mut fixture = Fixture::new().await;
+    fixture.execute("RENAME TABLE heartbeats TO mislaid").await;
+    fixture.append(100).await;
+    let writer = fixture.start_writer();
+    writer.flush(fixture.last_seq, std::time::Duration::from_secs(1)).await.expect_err("no table");
+    fixture.execute("RENAME TABLE mislaid TO heartbeats").await;
+    writer.flush(fixture.last_seq, SOON).await.expect("flushed");
+    fixture.assert_exactly_once().await;
+    assert_eq!(fixture.stored(Table::Heartbeats).await, Stored { rows: 100, distinct: 100 });
+    assert!(files(&fixture, "rowbinary").is_empty());
+    writer.shutdown(SOON).await.expect("stops");
+}

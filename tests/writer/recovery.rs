@@ -1,0 +1,107 @@
+//! Whatever dies, and whenever: every acknowledged row is in ClickHouse once.
+use std::time::Duration;
+
+use fleetd::telemetry::clickhouse::ClickHouse;
+
+use crate::fixture::{config, eventually, shared_engine, start_engine, Fixture, Random, SOON};
+use crate::proxy::{Fault, Proxy};
+
+#[tokio::test]
+async fn a_writer_that_dies_at_random_moments_loses_and_doubles_nothing() {
+    let upstream = shared_engine().await.url();
+    let mut fixture = Fixture::new().await;
+    let proxy = Proxy::start(&upstream, Duration::from_millis(300));
+    let mut random = Random(1);
+    for round in 0..25 {
+        // Some inserts arrive when the writer that sent them is dead.
+        let faults = [Fault::None, Fault::LateRequest, Fault::DropResponse, Fault::CutBody];
+        proxy.plan([faults[random.below(4) as usize]]);
+        let writer = fixture.start_writer_through(ClickHouse::new(&config(&proxy.url(), &fixture.database)));
+        for _ in 0..random.below(4) {
+            fixture.append(1 + random.below(2_000)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(random.below(60))).await;
+        tokio::task::spawn_blocking(move || writer.abort()).await.expect("stopped");
+        if round % 5 == 4 {
+            fixture.reopen_journal();
+        }
+    }
+    eventually("what is late has come", || async { proxy.has_delivered() }).await;
+    let writer = fixture.start_writer();
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    fixture.assert_exactly_once().await;
+    assert_eq!(writer.status().rows_doubled, 0);
+    writer.shutdown(SOON).await.expect("stops");
+}
+
+#[tokio::test]
+async fn an_engine_that_is_killed_at_random_moments_loses_and_doubles_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let engine = start_engine(dir.path()).await;
+    let mut fixture = Fixture::on(&engine.url()).await;
+    let writer = fixture.start_writer();
+    let mut random = Random(2);
+    for kill in 1..=8 {
+        for _ in 0..random.below(6) {
+            fixture.append(1 + random.below(4_000)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(random.below(150))).await;
+        let pid = engine.pid().expect("it runs");
+        // SAFETY: the pid is that of our own child, which its supervisor has not reaped.
+        assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) }, 0);
+        fixture.append(500).await;
+        eventually("the engine is back", || async { engine.restarts() >= kill && engine.is_ready() }).await;
+    }
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    fixture.assert_exactly_once().await;
+    assert_eq!(writer.status().rows_doubled, 0);
+    writer.shutdown(SOON).await.expect("stops");
+    engine.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_damaged_or_lost_checkpoint_loses_and_doubles_nothing() {
+    let mut fixture = Fixture::new().await;
+    let path = fixture.dir.path().join("writer.checkpoint");
+    fixture.append(500).await;
+    let writer = fixture.start_writer();
+    writer.flush(fixture.last_seq, SOON).await.expect("flushed");
+    tokio::task::spawn_blocking(move || writer.abort()).await.expect("stopped");
+    let whole = std::fs::read(&path).expect("a checkpoint");
+    let used = |at: &usize| whole[at / 4096 * 4096..][..4096].iter().rposition(|byte| *byte != 0) >= Some(at % 4096);
+    let mut damages: Vec<Vec<u8>> = (0..whole.len())
+        .filter(used)
+        .step_by(7)
+        .flat_map(|at| {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            [flipped, whole[..at].to_vec()]
+        })
+        .collect();
+    damages.push(Vec::new());
+    damages.push(vec![0; whole.len()]);
+    damages.push(vec![0xff; whole.len()]);
+    assert!(damages.len() > 20, "{}", damages.len());
+    for damage in damages {
+        std::fs::write(&path, damage).expect("damaged");
+        fixture.append(20).await;
+        let writer = fixture.start_writer();
+        writer.flush(fixture.last_seq, SOON).await.expect("flushed");
+        tokio::task::spawn_blocking(move || writer.abort()).await.expect("stopped");
+    }
+    fixture.assert_exactly_once().await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_of_another_journal_is_not_believed() {
+    let mut fixture = Fixture::new().await;
+    let mut other = Fixture::new().await;
+    other.append(5_000).await;
+    let writer = other.start_writer();
+    writer.shutdown(SOON).await.expect("stops");
+    fixture.append(100).await;
+    std::fs::copy(other.dir.path().join("writer.checkpoint"), fixture.dir.path().join("writer.checkpoint")).expect("copied");
+    let writer = fixture.start_writer();
+    writer.shutdown(SOON).await.expect("stops");
+    fixture.assert_exactly_once().await;
+}
