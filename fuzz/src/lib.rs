@@ -76,7 +76,7 @@ fn rows_read_back(heartbeat: &HeartbeatRequest) {
 /// A registration as protobuf JSON.
 pub fn register_json(bytes: &[u8]) {
     match json::from_slice::<RegisterDeviceRequest>(bytes) {
-        Ok(request) => match registration::device_of(request, UnixMillis::EPOCH) {
+        Ok(request) => match registration::device_of(request, fleetd::store::UnixMillis(0)) {
             Ok((device, key)) => {
                 assert!(DeviceId::check(device.id.as_str()).is_ok());
                 assert!(!device.name.is_empty() && device.name.len() <= 256);

@@ -132,8 +132,8 @@ async fn apply_retention(
 ) -> Result<(), SchemaError> {
     let query = clickhouse
         .query(
-            // A doubled ? is the crate's escape for one that is no placeholder.
-            "SELECT extract(engine_full, 'TTL (.*??)(??: SETTINGS |$)') AS ttl \
+            // Without a regular expression: the crate takes its ? for a placeholder.
+            "SELECT splitByString(' SETTINGS ', splitByString(' TTL ', engine_full)[2])[1] AS ttl \
              FROM system.tables WHERE database = {database:String} AND name = {table:String}",
         )
         .param("database", clickhouse.database())
