@@ -15,18 +15,18 @@ const ABSENCE: Duration = Duration::from_secs(30);
 const FREEZE: Duration = Duration::from_secs(33);
 
 /// Heartbeats a second.
-const RATE: f64 = 3_000.0;
+const RATE: f64 = 4_000.0;
 
 /// What the server may grow by while it holds a backlog of several times as much: two batches of 16 MB on their way,
 /// each twice (journal and request), the reads of an audit, and what an allocator keeps.
 const GROWTH_ALLOWED: u64 = 96 << 20;
 
 /// The journal has to grow by this much, or the bound above would say nothing.
-const BACKLOG_AT_LEAST: f64 = (192 << 20) as f64;
+const BACKLOG_AT_LEAST: f64 = (128 << 20) as f64;
 
-/// Heartbeats with many processes and metrics, some 2.5 KB each: a large backlog from few requests.
+/// Heartbeats with many processes and metrics, some 1.4 KB each: a large backlog from few requests.
 fn heavy_load() -> Load {
-    Load { extras: Extras { processes: PROCESSES, metrics: 40 }, ..load(RATE) }
+    Load { extras: Extras { processes: PROCESSES, metrics: 60 }, ..load(RATE) }
 }
 
 /// As the other tests have it, so that the comparison of the tables is the same.
