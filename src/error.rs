@@ -1,7 +1,7 @@
 //! The one error type at the boundary: what a caller is told, in every protocol.
 //!
 //! A domain error implements its own `From<...> for ApiError`; nothing else decides codes. The table in
-//! [`ErrorCode::row`] holds, for each code, its three spellings on the wire, so that the protocols cannot drift apart.
+//! `ErrorCode::row` holds, for each code, its three spellings on the wire, so that the protocols cannot drift apart.
 use std::borrow::Cow;
 use std::time::Duration;
 

@@ -51,7 +51,9 @@ impl Language {
 
 fn install_python(source: &Path, into: &Path) {
     run(Command::new("python3").args(["-m", "venv"]).arg(into));
-    run(Command::new(into.join("bin/pip")).args(["install", "--quiet", "--requirement"]).arg(source.join("requirements.txt")));
+    run(Command::new(into.join("bin/pip"))
+        .args(["install", "--quiet", "--requirement"])
+        .arg(source.join("requirements.txt")));
 }
 
 fn install_node(source: &Path, into: &Path) {

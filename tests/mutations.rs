@@ -163,7 +163,10 @@ fn no_bytes_confuse_the_reader_of_the_journal() {
 
 #[test]
 fn no_page_token_is_taken_that_the_server_did_not_make() {
-    holds_for_mutations_of(&[b"\x14\0\0\0v1.7270692d303031", b"\0\0\0\0", b"\xff\xff\xff\xffv1.61"], properties::page_token);
+    holds_for_mutations_of(
+        &[b"\x14\0\0\0v1.7270692d303031", b"\0\0\0\0", b"\xff\xff\xff\xffv1.61"],
+        properties::page_token,
+    );
 }
 
 #[test]

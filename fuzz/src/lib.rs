@@ -121,7 +121,8 @@ pub fn credential_headers(bytes: &[u8]) {
             let told = error.to_string();
             is_short(&told);
             // Short values occur in any sentence.
-            let repeats = |value: &&&[u8]| value.len() >= 24 && told.as_bytes().windows(value.len()).any(|part| part == **value);
+            let repeats =
+                |value: &&&[u8]| value.len() >= 24 && told.as_bytes().windows(value.len()).any(|part| part == **value);
             assert!(values.iter().find(repeats).is_none(), "an error repeats what was shown: {told}");
         }
     }

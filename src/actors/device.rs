@@ -13,10 +13,10 @@ use prost::Message as _;
 
 use super::directory::Shared;
 use super::entry::DeviceEntry;
-use crate::clock;
+use crate::clock::{self, UnixMillis};
 use crate::error::ApiError;
 use crate::telemetry::journal::Ticket;
-use crate::telemetry::row::{self, UnixMillis};
+use crate::telemetry::row;
 
 /// A heartbeat on its way to its device.
 pub(super) struct Heartbeat {

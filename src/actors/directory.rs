@@ -15,10 +15,10 @@ use fleetd_proto::v1::HeartbeatRequest;
 
 use super::device::{DeviceActor, Heartbeat, Taken};
 use super::entry::DeviceEntry;
+use crate::clock::UnixMillis;
 use crate::error::ApiError;
 use crate::ids::DeviceId;
 use crate::telemetry::journal::Journal;
-use crate::telemetry::row::UnixMillis;
 
 /// What every device actor needs besides its own entry.
 pub struct Shared {
@@ -174,7 +174,7 @@ mod tests {
         HeartbeatRequest { device_id: id.into(), ..HeartbeatRequest::default() }
     }
 
-    #[actix::test]
+    #[actix_rt::test]
     async fn a_device_goes_on_after_its_actor_panicked() {
         let folder = tempfile::tempdir().expect("a folder");
         let directory = directory(folder.path());
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(directory.snapshot(), DirectorySnapshot { registered: 1, awake: 1, recreated: 1, in_flight: 0 });
     }
 
-    #[actix::test]
+    #[actix_rt::test]
     async fn a_heartbeat_is_visible_in_the_read_model_and_paces_the_device() {
         let folder = tempfile::tempdir().expect("a folder");
         let directory = directory(folder.path());
@@ -208,7 +208,7 @@ mod tests {
         assert!((27.0..=33.0).contains(&seconds), "{seconds} s is not 30 s within a tenth");
     }
 
-    #[actix::test]
+    #[actix_rt::test]
     async fn an_id_is_admitted_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let directory = directory(folder.path());

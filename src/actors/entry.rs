@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use super::device::DeviceActor;
 use crate::auth::rate_limit::DeviceBuckets;
 use crate::auth::KeyHash;
+use crate::clock::UnixMillis;
 use crate::ids::DeviceId;
-use crate::telemetry::row::UnixMillis;
 
 /// One registered device, shared by the directory, its actor and the requests that concern it.
 pub struct DeviceEntry {

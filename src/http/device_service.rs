@@ -14,11 +14,10 @@ use super::pages;
 use super::registration;
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
-use crate::clock;
+use crate::clock::{self, UnixMillis};
 use crate::error::{ApiError, ErrorCode};
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
-use crate::telemetry::row::UnixMillis;
 
 pub const REGISTER_DEVICE: &str = "fleetd.v1.DeviceService/RegisterDevice";
 pub const BATCH_REGISTER_DEVICES: &str = "fleetd.v1.DeviceService/BatchRegisterDevices";
@@ -41,7 +40,7 @@ impl DeviceService {
         request: RegisterDeviceRequest,
     ) -> Result<RegisterDeviceResponse, ApiError> {
         self.access.authorize(call, REGISTER_DEVICE).await?;
-        let (device, key) = registration::device_of(request, store::UnixMillis::now())?;
+        let (device, key) = registration::device_of(request, UnixMillis::now())?;
         let answer = registration::answer(&device, &key);
         let entry = DeviceEntry::new(device.id.clone(), device.key_hash);
         self.store.register(device).await?;
@@ -57,7 +56,7 @@ impl DeviceService {
         request: BatchRegisterDevicesRequest,
     ) -> Result<BatchRegisterDevicesResponse, ApiError> {
         self.access.authorize(call, BATCH_REGISTER_DEVICES).await?;
-        let batch = registration::Batch::of(request, store::UnixMillis::now())?;
+        let batch = registration::Batch::of(request, UnixMillis::now())?;
         let outcomes = self.store.register_many(batch.devices()).await;
         Ok(batch.answer(outcomes, |entry| {
             self.directory.admit(entry);
@@ -129,13 +128,13 @@ impl DeviceService {
             r#type: stored.device_type,
             version: live.version.as_deref().map_or(stored.version, str::to_owned),
             metadata: stored.metadata,
-            last_seen: live.last_seen.map(UnixMillis::as_millis).or(stored.last_seen.map(|at| at.0)).map(timestamp),
+            last_seen: live.last_seen.or(stored.last_seen).map(timestamp),
             // Bytes that this server encoded itself; should they not decode, the device is still shown.
             system_info: Some(stored.system_info)
                 .filter(|bytes| !bytes.is_empty())
                 .and_then(|bytes| SystemInfo::decode(bytes).ok()),
             status: presence.into(),
-            registered_at: Some(timestamp(stored.registered_at.0)),
+            registered_at: Some(timestamp(stored.registered_at)),
             labels: stored.labels,
             etag: format!("{:x}", stored.revision),
             heartbeat_interval: None,
@@ -148,7 +147,7 @@ impl DeviceService {
         let stats = SystemStats::decode(live.stats.as_slice()).unwrap_or_default();
         let share = |used: f64, total: f64| (total > 0.0).then(|| 100.0 * used / total);
         Some(DeviceMetrics {
-            timestamp: Some(timestamp(last_seen.as_millis())),
+            timestamp: Some(timestamp(last_seen)),
             memory_percent: share(stats.memory_used_mb as f64, stats.memory_total_mb as f64),
             disk_percent: share(stats.disk_used_gb, stats.disk_total_gb),
             stats: Some(stats),
@@ -168,7 +167,7 @@ pub(super) fn no_device(id: &str) -> ApiError {
     ApiError::not_found(format!("device {id} is not registered; RegisterDevice makes it known"))
 }
 
-/// Milliseconds since the epoch as protobuf writes moments.
-pub(super) fn timestamp(ms: i64) -> Timestamp {
-    Timestamp::from_unix_millis(ms)
+/// A point in time as protobuf writes it.
+pub(super) fn timestamp(at: UnixMillis) -> Timestamp {
+    Timestamp::from_unix_millis(at.as_millis())
 }

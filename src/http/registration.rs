@@ -70,7 +70,7 @@ pub fn answer(device: &Device, key: &ApiKey) -> RegisterDeviceResponse {
         device_id: device.id.to_string(),
         api_key: key.expose().to_owned(),
         certificate: String::new(),
-        registered_at: Some(timestamp(device.registered_at.0)),
+        registered_at: Some(timestamp(device.registered_at)),
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
             (RegisterDeviceRequest { version: "1\n".into(), ..request("a") }, "version has the control character"),
             (RegisterDeviceRequest { metadata: many, ..request("a") }, "metadata has 65 entries"),
         ] {
-            let error = device_of(request, UnixMillis(0)).expect_err(field);
+            let error = device_of(request, UnixMillis::EPOCH).expect_err(field);
             assert_eq!(error.code, ErrorCode::InvalidArgument);
             assert!(error.message.contains(field), "{}", error.message);
         }
@@ -192,15 +192,15 @@ mod tests {
 
     #[test]
     fn a_device_without_a_name_is_called_by_its_id() {
-        let (device, key) = device_of(request("rpi-001"), UnixMillis(17)).expect("valid");
-        assert_eq!((device.name.as_str(), device.registered_at), ("rpi-001", UnixMillis(17)));
+        let (device, key) = device_of(request("rpi-001"), UnixMillis::from_millis_clamped(17)).expect("valid");
+        assert_eq!((device.name.as_str(), device.registered_at), ("rpi-001", UnixMillis::from_millis_clamped(17)));
         assert_eq!(device.key_hash, key.hash());
     }
 
     #[test]
     fn each_device_of_a_batch_gets_its_own_result() {
         let devices = vec![request("a"), request(""), request("b")];
-        let batch = Batch::of(BatchRegisterDevicesRequest { devices }, UnixMillis(0)).expect("small enough");
+        let batch = Batch::of(BatchRegisterDevicesRequest { devices }, UnixMillis::EPOCH).expect("small enough");
         assert_eq!(batch.devices().len(), 2);
         let mut admitted = Vec::new();
         let taken = StoreError::AlreadyExists(DeviceId::parse("b").expect("valid"));

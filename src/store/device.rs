@@ -1,42 +1,11 @@
 //! A device as the registry knows it: what it was registered with, not what it reports.
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
 use crate::auth::KeyHash;
+use crate::clock::UnixMillis;
 use crate::ids::DeviceId;
-
-/// A point in time in whole milliseconds since 1970-01-01T00:00:00Z, as the store keeps it; may be negative.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UnixMillis(pub i64);
-
-impl UnixMillis {
-    /// The wall clock's time.
-    pub fn now() -> Self {
-        SystemTime::now().into()
-    }
-}
-
-/// Drops what is finer than a millisecond, towards the past.
-impl From<SystemTime> for UnixMillis {
-    fn from(time: SystemTime) -> Self {
-        let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-        match time.duration_since(UNIX_EPOCH) {
-            Ok(since) => Self(millis(since)),
-            Err(before) => Self(-millis(before.duration() + Duration::from_nanos(999_999))),
-        }
-    }
-}
-
-/// Clamped to what the platform's clock can say, which a time from [`UnixMillis::now`] never reaches.
-impl From<UnixMillis> for SystemTime {
-    fn from(time: UnixMillis) -> Self {
-        let span = Duration::from_millis(time.0.unsigned_abs());
-        let shifted = if time.0 >= 0 { UNIX_EPOCH.checked_add(span) } else { UNIX_EPOCH.checked_sub(span) };
-        shifted.unwrap_or(UNIX_EPOCH)
-    }
-}
 
 /// A registered device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,21 +92,6 @@ pub(super) fn encode_map(map: &BTreeMap<String, String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_survive_the_way_to_the_store_and_back_to_the_millisecond() {
-        for millis in [0, 1, -1, 1_704_067_200_123, -62_135_596_800_000] {
-            assert_eq!(UnixMillis::from(SystemTime::from(UnixMillis(millis))), UnixMillis(millis));
-        }
-        assert_eq!(UnixMillis::from(UNIX_EPOCH + Duration::from_nanos(1_999_999)), UnixMillis(1));
-        assert_eq!(UnixMillis::from(UNIX_EPOCH - Duration::from_nanos(1)), UnixMillis(-1));
-    }
-
-    #[test]
-    fn times_out_of_range_do_not_panic() {
-        let _ = SystemTime::from(UnixMillis(i64::MAX));
-        let _ = SystemTime::from(UnixMillis(i64::MIN));
-    }
 
     #[test]
     fn maps_come_back_as_they_were() {

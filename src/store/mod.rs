@@ -15,7 +15,9 @@ pub mod sqlite;
 use std::future::Future;
 use std::pin::Pin;
 
-pub use device::{Device, DeviceRow, InvalidMap, LastSeen, MapText, UnixMillis};
+pub use device::{Device, DeviceRow, InvalidMap, LastSeen, MapText};
+
+pub use crate::clock::UnixMillis;
 pub use error::StoreError;
 
 use crate::auth::KeyHash;

@@ -15,7 +15,8 @@ fn raw(door: &Door, bytes: &[u8]) -> Option<Reply> {
 /// A request for the health of the server, with these header lines and this body.
 fn post_with(headers: &str, body: &str) -> Vec<u8> {
     let path = "/fleetd.v1.DeviceService/ListDevices";
-    format!("POST {path} HTTP/1.1\r\nhost: fleetd\r\ncontent-type: application/json\r\n{headers}\r\n{body}").into_bytes()
+    format!("POST {path} HTTP/1.1\r\nhost: fleetd\r\ncontent-type: application/json\r\n{headers}\r\n{body}")
+        .into_bytes()
 }
 
 /// The connection must not stay open after a request whose end is in doubt: what follows would be read as a request.
@@ -52,7 +53,11 @@ fn a_request_with_two_lengths_is_refused_and_the_connection_closed() {
         ("a space before the colon", "transfer-encoding : chunked\r\n", format!("0\r\n\r\n{smuggled}")),
         ("a folded header", "transfer-encoding:\r\n chunked\r\n", format!("0\r\n\r\n{smuggled}")),
         ("a chunk size that is none", "transfer-encoding: chunked\r\n", format!("zz\r\n\r\n{smuggled}")),
-        ("a chunk size past 2^64", "transfer-encoding: chunked\r\n", format!("fffffffffffffffff\r\n{{}}\r\n0\r\n\r\n{smuggled}")),
+        (
+            "a chunk size past 2^64",
+            "transfer-encoding: chunked\r\n",
+            format!("fffffffffffffffff\r\n{{}}\r\n0\r\n\r\n{smuggled}"),
+        ),
     ] {
         refused_and_closed(&door, name, &post_with(headers, &body));
     }
@@ -168,9 +173,16 @@ fn expect_100_continue_is_answered_before_the_body() {
 #[test]
 fn an_unknown_path_is_not_found() {
     let door = Door::shared();
-    for path in ["/nothing", "/fleetd.v1.DeviceService/Dance", "/fleetd.v2.DeviceService/Heartbeat", "/../etc/passwd",
-        "/fleetd.v1.DeviceService/Heartbeat/", "//", "/%00", "/fleetd.v1.DeviceService%2FHeartbeat"]
-    {
+    for path in [
+        "/nothing",
+        "/fleetd.v1.DeviceService/Dance",
+        "/fleetd.v2.DeviceService/Heartbeat",
+        "/../etc/passwd",
+        "/fleetd.v1.DeviceService/Heartbeat/",
+        "//",
+        "/%00",
+        "/fleetd.v1.DeviceService%2FHeartbeat",
+    ] {
         for client in Client::ALL {
             let mut ask = door.heartbeat(client);
             ask.target = path.to_owned();
@@ -193,7 +205,10 @@ fn a_method_that_the_path_does_not_take_is_refused_with_what_it_takes() {
             }
             let reply = client.send(door.server.http(), &ask);
             assert_eq!(reply.status, 405, "{client:?} {method}: {reply:?}");
-            assert!(reply.header("allow").is_some_and(|allow| allow.contains("POST")), "{client:?} {method}: {reply:?}");
+            assert!(
+                reply.header("allow").is_some_and(|allow| allow.contains("POST")),
+                "{client:?} {method}: {reply:?}"
+            );
         }
     }
 }

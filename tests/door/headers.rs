@@ -103,8 +103,16 @@ fn the_key_is_taken_from_either_header_and_never_from_two_that_differ() {
             ("X-API-Key", bare.clone().header("x-api-key", &door.key), "OK"),
             ("bearer", bare.clone().header("authorization", format!("bearer {}", door.key)), "OK"),
             ("both, alike", bare.clone().header("authorization", &bearer).header("x-api-key", &door.key), "OK"),
-            ("both, differing", bare.clone().header("authorization", &bearer).header("x-api-key", ADMIN_KEY), "UNAUTHENTICATED"),
-            ("twice", bare.clone().header("authorization", &bearer).header("authorization", &bearer), "UNAUTHENTICATED"),
+            (
+                "both, differing",
+                bare.clone().header("authorization", &bearer).header("x-api-key", ADMIN_KEY),
+                "UNAUTHENTICATED",
+            ),
+            (
+                "twice",
+                bare.clone().header("authorization", &bearer).header("authorization", &bearer),
+                "UNAUTHENTICATED",
+            ),
             ("none", bare.clone(), "UNAUTHENTICATED"),
             ("Basic", bare.clone().header("authorization", "Basic dXNlcjpwYXNz"), "UNAUTHENTICATED"),
             ("empty", bare.clone().header("authorization", ""), "UNAUTHENTICATED"),
@@ -171,7 +179,8 @@ fn a_get_of_an_rpc_with_side_effects_does_nothing() {
     let door = Door::shared();
     let message = format!("%7B%22device_id%22%3A%22{DEVICE}%22%7D");
     for query in [format!("?connect=v1&encoding=json&message={message}"), format!("?encoding=json&message={message}")] {
-        let ask = Ask::get(format!("/fleetd.v1.{HEARTBEAT}{query}")).header("authorization", format!("Bearer {}", door.key));
+        let ask =
+            Ask::get(format!("/fleetd.v1.{HEARTBEAT}{query}")).header("authorization", format!("Bearer {}", door.key));
         let reply = http1(door.server.http(), &ask);
         assert_eq!(reply.status, 405, "{reply:?}");
     }

@@ -134,8 +134,11 @@ fn the_admin_has_no_limit() {
     let server = Server::start();
     let mut connection = Connection::open(&server, Client::Json1);
     for n in 0..300 {
-        let outcome =
-            Client::Json1.outcome(&connection.ask(&Client::Json1.call("DeviceService/ListDevices", Some(ADMIN_KEY), b"{}")));
+        let outcome = Client::Json1.outcome(&connection.ask(&Client::Json1.call(
+            "DeviceService/ListDevices",
+            Some(ADMIN_KEY),
+            b"{}",
+        )));
         assert_eq!(outcome.code, "OK", "request {n}: {outcome:?}");
     }
 }

@@ -236,7 +236,8 @@ fn gzip_that_is_corrupt_is_an_invalid_argument() {
     let mut flipped = good.clone();
     let last = flipped.len() - 6;
     flipped[last] ^= 1;
-    for (name, bytes) in [("no gzip", &b"not gzip at all"[..]), ("cut", &good[..good.len() - 9]), ("flipped", &flipped)] {
+    for (name, bytes) in [("no gzip", &b"not gzip at all"[..]), ("cut", &good[..good.len() - 9]), ("flipped", &flipped)]
+    {
         for client in binary() {
             let outcome = door.unharmed(name, || door.outcome(client, &compressed(&door, client, "gzip", bytes)));
             assert_eq!(outcome.code, "INVALID_ARGUMENT", "{name}: {client:?}: {outcome:?}");

@@ -59,7 +59,11 @@ fn a_second_registration_of_an_id_is_a_conflict_in_the_references_envelope() {
     assert_eq!(again["code"], "ALREADY_EXISTS");
     assert!(again["message"].as_str().is_some_and(|message| message.contains("rpi-001")), "{again}");
     assert!(again["details"]["request_id"].as_str().is_some_and(|id| !id.is_empty()), "{again}");
-    assert_eq!(again.as_object().map(serde_json::Map::len), Some(3), "code, message, details and nothing else: {again}");
+    assert_eq!(
+        again.as_object().map(serde_json::Map::len),
+        Some(3),
+        "code, message, details and nothing else: {again}"
+    );
 }
 
 #[test]

@@ -209,10 +209,11 @@ fn streams_that_are_dropped_at_once_cost_the_server_nothing_lasting() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let io = tokio::net::TcpStream::connect(door.server.http()).await.expect("the server accepts");
-            let (mut sender, connection) = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
-                .handshake::<_, http_body_util::Full<Bytes>>(hyper_util::rt::TokioIo::new(io))
-                .await
-                .expect("a handshake");
+            let (mut sender, connection) =
+                hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                    .handshake::<_, http_body_util::Full<Bytes>>(hyper_util::rt::TokioIo::new(io))
+                    .await
+                    .expect("a handshake");
             tokio::spawn(connection);
             let ask = door.heartbeat(Client::Grpc2);
             for _ in 0..2_000 {

@@ -42,7 +42,12 @@ async fn hostile_and_missing_values_are_stored_as_documented() {
         status: Some(status),
         stats: Some(stats),
         timestamp: Some(fleetd_proto::Timestamp { seconds: i64::MAX, nanos: i32::MIN }),
-        processes: vec![ProcessInfo { name: "x".repeat(1 << 20), state: 77, exit_code: Some(-9), ..Default::default() }],
+        processes: vec![ProcessInfo {
+            name: "x".repeat(1 << 20),
+            state: 77,
+            exit_code: Some(-9),
+            ..Default::default()
+        }],
         ..Default::default()
     };
     for (device, heartbeat) in [("hostile", &hostile), ("silent", &HeartbeatRequest::default())] {
@@ -66,7 +71,8 @@ async fn hostile_and_missing_values_are_stored_as_documented() {
     let writer = fixture.start_writer();
     writer.flush(fixture.last_seq, SOON).await.expect("flushed");
 
-    let hostile = "SELECT toString((state, uptime_seconds, length(message), cpu_percent, memory_used_mb, disk_used_gb, \
+    let hostile =
+        "SELECT toString((state, uptime_seconds, length(message), cpu_percent, memory_used_mb, disk_used_gb, \
         load_average_1m, temperature_celsius, signal_dbm, metrics, timestamp)) AS text FROM heartbeats \
         WHERE device_id = 'hostile'";
     let expected = "('MAINTENANCE',18446744073709551615,1024,NULL,18446744073709551615,-10.5,NULL,-273,-2147483648,\

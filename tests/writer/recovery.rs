@@ -100,7 +100,8 @@ async fn a_checkpoint_of_another_journal_is_not_believed() {
     let writer = other.start_writer();
     writer.shutdown(SOON).await.expect("stops");
     fixture.append(100).await;
-    std::fs::copy(other.dir.path().join("writer.checkpoint"), fixture.dir.path().join("writer.checkpoint")).expect("copied");
+    std::fs::copy(other.dir.path().join("writer.checkpoint"), fixture.dir.path().join("writer.checkpoint"))
+        .expect("copied");
     let writer = fixture.start_writer();
     writer.shutdown(SOON).await.expect("stops");
     fixture.assert_exactly_once().await;

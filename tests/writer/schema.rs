@@ -20,7 +20,8 @@ async fn texts(clickhouse: &ClickHouse, sql: &str) -> Vec<String> {
     clickhouse.rows::<Text>("read", query).await.expect(sql).into_iter().map(|row| row.text).collect()
 }
 
-const TABLES: &str = "SELECT create_table_query AS text FROM system.tables WHERE database = {database:String} ORDER BY name";
+const TABLES: &str =
+    "SELECT create_table_query AS text FROM system.tables WHERE database = {database:String} ORDER BY name";
 const RECORDED: &str = "SELECT toString(version) AS text FROM schema_migrations ORDER BY version";
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -52,8 +53,7 @@ async fn a_migration_that_was_cut_short_is_finished_by_the_next_start() {
         }
         migrate(&clickhouse, &Retention::default()).await.expect("finishes");
         let found: Vec<_> = texts(&clickhouse, TABLES).await;
-        let found: Vec<_> =
-            found.iter().map(|text| text.replace(clickhouse.database(), whole.database())).collect();
+        let found: Vec<_> = found.iter().map(|text| text.replace(clickhouse.database(), whole.database())).collect();
         assert_eq!(found, expected, "after {done} statements");
     }
 }

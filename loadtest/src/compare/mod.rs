@@ -177,7 +177,7 @@ fn start_bare(options: &CompareOptions) -> Result<Process, LoadError> {
 
 fn start_server(options: &CompareOptions, data_dir: &Path, key: &str) -> Result<Process, LoadError> {
     let mut command = Command::new(&options.server);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--engine-listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir);
     command.env("FLEETD_ADMIN_KEY", key);
     for limit in ["ANONYMOUS", "AUTHENTICATED", "DEVICE"] {
         command.env(format!("FLEETD_RATE_LIMIT_{limit}"), NO_LIMIT);

@@ -148,8 +148,8 @@ impl NewDevice {
             device.key_hash.as_bytes(),
             i64::try_from(device.revision).unwrap_or(i64::MAX),
             device.maintenance,
-            device.registered_at.0,
-            device.last_seen.map(|at| at.0),
+            device.registered_at.as_millis(),
+            device.last_seen.map(UnixMillis::as_millis),
             device.name,
             device.device_type,
             device.version,
@@ -181,7 +181,7 @@ fn touch_all(connection: &Connection, seen: &[LastSeen]) -> Result<(), JobError>
     let mut statement = connection
         .prepare_cached("UPDATE devices SET last_seen = ?2 WHERE id = ?1 AND (last_seen IS NULL OR last_seen < ?2)")?;
     for LastSeen { device, at } in seen {
-        statement.execute(params![device.as_str(), at.0])?;
+        statement.execute(params![device.as_str(), at.as_millis()])?;
     }
     Ok(())
 }
@@ -215,8 +215,8 @@ fn read_row<'a>(row: &'a Row<'_>) -> rusqlite::Result<DeviceRow<'a>> {
         key_hash: KeyHash::from_bytes(key_hash),
         revision: unsigned(row, 2)?,
         maintenance: row.get(3)?,
-        registered_at: UnixMillis(row.get(4)?),
-        last_seen: row.get::<_, Option<i64>>(5)?.map(UnixMillis),
+        registered_at: UnixMillis::from_millis_clamped(row.get(4)?),
+        last_seen: row.get::<_, Option<i64>>(5)?.map(UnixMillis::from_millis_clamped),
         name: text(6)?,
         device_type: text(7)?,
         version: text(8)?,

@@ -27,7 +27,7 @@ fn device(name: &str) -> Device {
         metadata: map(&[("location", "datacenter-1"), ("quote", "\"'\\")]),
         labels: map(&[]),
         system_info: Bytes::from_static(b"\x0a\x05Linux\x00"),
-        registered_at: UnixMillis(1_704_067_200_123),
+        registered_at: UnixMillis::from_millis_clamped(1_704_067_200_123),
         last_seen: None,
         key_hash: ApiKey::generate(KeyKind::Device).unwrap().hash(),
         revision: 1,
@@ -49,7 +49,7 @@ fn new_store() -> (TempDir, SqliteStore) {
 async fn a_registered_device_is_read_back_whole_also_after_a_restart() {
     let (dir, store) = new_store();
     let mut full = device("rpi-001");
-    full.last_seen = Some(UnixMillis(-5));
+    full.last_seen = Some(UnixMillis::from_millis_clamped(-5));
     full.maintenance = true;
     full.revision = 7;
     let plain = device("rpi-002");
@@ -148,12 +148,12 @@ async fn a_list_is_ordered_by_the_bytes_of_ids_and_pages_without_gaps() {
 async fn last_seen_moves_forward_only_and_leaves_the_revision_alone() {
     let (_dir, store) = new_store();
     store.register_many(vec![device("a"), device("b")]).await;
-    let seen = |name: &str, at| LastSeen { device: id(name), at: UnixMillis(at) };
+    let seen = |name: &str, at| LastSeen { device: id(name), at: UnixMillis::from_millis_clamped(at) };
     store.touch(vec![seen("a", 100), seen("gone", 100)]).await.unwrap();
     store.touch(vec![seen("a", 50), seen("b", 7)]).await.unwrap();
     let a = store.device(&id("a")).await.unwrap().unwrap();
-    assert_eq!((a.last_seen, a.revision), (Some(UnixMillis(100)), 1));
-    assert_eq!(store.device(&id("b")).await.unwrap().unwrap().last_seen, Some(UnixMillis(7)));
+    assert_eq!((a.last_seen, a.revision), (Some(UnixMillis::from_millis_clamped(100)), 1));
+    assert_eq!(store.device(&id("b")).await.unwrap().unwrap().last_seen, Some(UnixMillis::from_millis_clamped(7)));
 }
 
 #[tokio::test]
@@ -217,8 +217,8 @@ async fn a_write_goes_on_when_its_caller_does_not_wait() {
 
 /// Makes the writer wait in a transaction until the returned sender is dropped.
 fn hold_writer(store: &SqliteStore) -> (std::sync::mpsc::Sender<()>, StoreFuture<()>) {
-    let (release, held) = std::sync::mpsc::channel::<()>();
-    let (began, begun) = std::sync::mpsc::channel::<()>();
+    let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
+    let (began, begun) = std::sync::mpsc::sync_channel::<()>(1);
     let answer = store.write("hold the writer", 0, move |_| {
         let _ = began.send(());
         let _ = held.recv();

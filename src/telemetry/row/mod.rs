@@ -16,13 +16,12 @@ pub mod event;
 pub mod heartbeat;
 mod section;
 mod table;
-mod time;
 
+pub use crate::clock::UnixMillis;
 pub use event::{DeploymentEvent, DeviceEvent};
 pub use heartbeat::encode_heartbeat;
 pub use section::{append_section, MalformedRecord, Section, Sections, MAX_ROW_BYTES};
 pub use table::Table;
-pub use time::UnixMillis;
 
 /// A message that cannot become a row; the field's path is the one the client sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

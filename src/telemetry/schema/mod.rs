@@ -132,8 +132,7 @@ async fn apply_retention(
 ) -> Result<(), SchemaError> {
     let query = clickhouse
         .query(
-            // Without a regular expression: the crate takes its ? for a placeholder.
-            "SELECT splitByString(' SETTINGS ', splitByString(' TTL ', engine_full)[2])[1] AS ttl \
+            "SELECT extract(engine_full, 'TTL (.*?)(?: SETTINGS |$)') AS ttl \
              FROM system.tables WHERE database = {database:String} AND name = {table:String}",
         )
         .param("database", clickhouse.database())
