@@ -216,7 +216,7 @@ async fn a_write_goes_on_when_its_caller_does_not_wait() {
 }
 
 /// Makes the writer wait in a transaction until the returned sender is dropped.
-fn hold_writer(store: &SqliteStore) -> (std::sync::mpsc::Sender<()>, StoreFuture<()>) {
+fn hold_writer(store: &SqliteStore) -> (std::sync::mpsc::SyncSender<()>, StoreFuture<()>) {
     let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
     let (began, begun) = std::sync::mpsc::sync_channel::<()>(1);
     let answer = store.write("hold the writer", 0, move |_| {
