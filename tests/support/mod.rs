@@ -10,13 +10,14 @@
 //! assert_eq!(server.sigterm(), Some(0));
 //! ```
 #![allow(dead_code)]
+pub mod clickhouse;
 pub mod client;
 pub mod wire;
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,7 @@ const LOG_LINES: usize = 200;
 pub struct Options {
     env: Vec<(String, String)>,
     flags: Vec<String>,
+    data_dir: Option<PathBuf>,
 }
 
 impl Options {
@@ -50,6 +52,17 @@ impl Options {
         self
     }
 
+    /// A data directory of the test's own, in place of a temporary one; it stays when the server is dropped.
+    pub fn data_dir(mut self, path: &Path) -> Self {
+        self.data_dir = Some(path.into());
+        self
+    }
+
+    /// A ClickHouse that somebody else runs, in place of the embedded one.
+    pub fn clickhouse(self, address: SocketAddr) -> Self {
+        self.flag("--clickhouse-url", &format!("http://{address}"))
+    }
+
     /// No rate limits, for tests that send much and are about something else.
     pub fn unlimited(self) -> Self {
         ["ANONYMOUS", "AUTHENTICATED", "DEVICE"]
@@ -61,9 +74,13 @@ impl Options {
 /// A running server; killed and its data removed when this is dropped.
 pub struct Server {
     options: Options,
-    data: tempfile::TempDir,
+    data_dir: PathBuf,
+    /// Removes the data directory with the server, unless it is the test's own.
+    _temporary: Option<tempfile::TempDir>,
     /// `None` once it ended.
     child: Option<Child>,
+    /// Where the ready line comes, while it is waited for.
+    starting: Option<mpsc::Receiver<String>>,
     http: SocketAddr,
     clickhouse: SocketAddr,
     log: Arc<Mutex<VecDeque<String>>>,
@@ -76,10 +93,17 @@ impl Server {
 
     pub fn with(options: Options) -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let temporary = match &options.data_dir {
+            Some(_) => None,
+            None => Some(tempfile::tempdir().expect("a folder for the server's data")),
+        };
+        let own = temporary.as_ref().map(|folder| folder.path().to_owned());
         let mut server = Self {
+            data_dir: options.data_dir.clone().or(own).expect("one of the two"),
+            _temporary: temporary,
             options,
-            data: tempfile::tempdir().expect("a folder for the server's data"),
             child: None,
+            starting: None,
             http: nowhere,
             clickhouse: nowhere,
             log: Arc::default(),
@@ -99,7 +123,7 @@ impl Server {
     }
 
     pub fn data_dir(&self) -> &Path {
-        self.data.path()
+        &self.data_dir
     }
 
     /// The last lines that the server logged.
@@ -137,6 +161,7 @@ impl Server {
 
     /// Kills the server as a crash would, and waits until it is gone. The engine is left to its own devices.
     pub fn sigkill(&mut self) {
+        self.starting = None;
         if let Some(mut child) = self.child.take() {
             child.kill().expect("the server is killed");
             child.wait().expect("the server's end");
@@ -170,8 +195,26 @@ impl Server {
 
     /// Starts the server again on the same data directory, after [`Self::sigkill`] or [`Self::sigterm`].
     pub fn restart(&mut self) {
+        self.begin_restart();
+        self.await_ready();
+    }
+
+    /// As [`Self::restart`], without waiting until the server is ready: [`Self::await_ready`] does that.
+    pub fn begin_restart(&mut self) {
         assert!(self.child.is_none(), "the server still runs");
-        self.launch();
+        self.begin();
+    }
+
+    /// What `/metrics` shows now.
+    pub fn metrics(&self) -> Metrics {
+        let reply = wire::http1(self.http, &wire::Ask::get("/metrics"));
+        assert_eq!(reply.status, 200, "/metrics: {}", reply.text());
+        Metrics(reply.text())
+    }
+
+    /// Sends a signal to the server.
+    pub fn signal(&self, signal: libc::c_int) {
+        send_signal(self.pid(), signal);
     }
 
     /// Registers a device with the admin key; gives the device's own key.
@@ -186,9 +229,14 @@ impl Server {
     }
 
     fn launch(&mut self) {
+        self.begin();
+        self.await_ready();
+    }
+
+    fn begin(&mut self) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_fleetd"))
             .args(["serve", "--listen", "127.0.0.1:0", "--engine-listen", "127.0.0.1:0", "--data-dir"])
-            .arg(self.data.path())
+            .arg(&self.data_dir)
             .args(&self.options.flags)
             .env("FLEETD_ADMIN_KEY", ADMIN_KEY)
             .envs(self.options.env.iter().map(|(name, value)| (name, value)))
@@ -213,6 +261,12 @@ impl Server {
             // Only the first line is waited for, and nobody listens once it has come.
             let _ = lines.try_send(line);
         });
+        self.starting = Some(ready);
+    }
+
+    /// Waits until the server that [`Self::begin_restart`] started is ready.
+    pub fn await_ready(&mut self) {
+        let ready = self.starting.take().expect("a server that is starting");
         let line = match ready.recv_timeout(READY_WITHIN) {
             Ok(line) => line,
             Err(reason) => {
@@ -235,15 +289,25 @@ impl Server {
     }
 }
 
+/// One reading of `/metrics`.
+pub struct Metrics(String);
+
+impl Metrics {
+    /// The value of a metric without labels, or with exactly these: `fleetd_heartbeats_total{outcome="acked"}`.
+    pub fn get(&self, name: &str) -> f64 {
+        let value = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("{name} is not in\n{}", self.0))
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let engine = self.engine_pid();
         self.sigkill();
-        // A server that dies takes its engine along; should that fail, no test leaves 200 MB behind. The id is only
-        // signalled while it is still an engine.
-        let gone = engine.is_none_or(|engine| wait_until(Duration::from_secs(5), || !is_engine(engine)));
-        if let (false, Some(engine)) = (gone, engine) {
-            send_signal(engine, libc::SIGKILL);
+        // A server that dies takes its engine along; should that fail, no test leaves 200 MB behind.
+        if let Some(engine) = engine {
+            wait_until(Duration::from_secs(5), || !is_engine(engine));
+            sigkill_engine_if_there(engine);
         }
     }
 }
@@ -287,7 +351,15 @@ fn is_engine(pid: u32) -> bool {
         .is_ok_and(|line| line.split(|byte| *byte == 0).nth(1).is_some_and(|word| word == b"clickhouse"))
 }
 
-fn send_signal(pid: u32, signal: libc::c_int) {
+/// Kills the engine with this id, unless it is gone already. The id is only signalled while it is an engine's.
+pub fn sigkill_engine_if_there(pid: u32) {
+    if is_engine(pid) {
+        // SAFETY: kill takes two integers and touches no memory of ours. It may have died since; that is fine.
+        unsafe { libc::kill(libc::pid_t::try_from(pid).expect("a process id"), libc::SIGKILL) };
+    }
+}
+
+pub fn send_signal(pid: u32, signal: libc::c_int) {
     let pid = libc::pid_t::try_from(pid).expect("a process id");
     // SAFETY: kill takes two integers and touches no memory of ours.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "signal {signal} to process {pid}");

@@ -56,7 +56,10 @@ impl Ask {
 
     /// The head alone; with `None` the caller's own headers say how long the body is.
     pub fn head_on_http1(&self, content_length: Option<usize>) -> Vec<u8> {
-        let mut head = format!("{} {} HTTP/1.1\r\nhost: fleetd\r\n", self.method, self.target);
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
+        if find(&self.headers, "host").is_none() {
+            head.push_str("host: fleetd\r\n");
+        }
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -244,10 +244,13 @@ impl Journal {
     }
 
     pub fn metrics(&self) -> JournalStats {
+        // A statement of its own, so that the table is free again before `first_seq` looks into it: whoever reads it
+        // twice at once waits for ever when a writer comes in between.
+        let segments = self.inner().table.read().len() as u64;
         JournalStats {
             bytes: self.bytes(),
             capacity_bytes: self.inner().options.capacity_bytes,
-            segments: self.inner().table.read().len() as u64,
+            segments,
             first_seq: self.first_seq(),
             written_seq: self.written_seq(),
             synced_seq: self.synced_seq(),

@@ -301,3 +301,33 @@ fn options_that_cannot_work_are_refused_by_name_and_value() {
     let tight = JournalOptions { capacity_bytes: 1 << 20, ..options(dir.path()) };
     assert!(matches!(Journal::open(tight), Err(OpenError::Option { name: "capacity_bytes", .. })));
 }
+
+/// A scrape of the metrics that looks at the segments twice at once stands still for ever when a segment comes or goes
+/// in between, and everything else behind it.
+#[test]
+fn watching_a_journal_while_its_segments_come_and_go_blocks_nobody() {
+    let dir = folder();
+    let segment_bytes = MIN_SEGMENT_BYTES;
+    let (journal, _) = Journal::open(JournalOptions { segment_bytes, ..options(dir.path()) }).expect("the journal opens");
+    let (done, is_done) = std::sync::mpsc::sync_channel(0);
+    let is_over = Arc::new(AtomicBool::new(false));
+    for _ in 0..2 {
+        let (journal, is_over) = (journal.clone(), is_over.clone());
+        std::thread::spawn(move || {
+            while !is_over.load(Relaxed) {
+                assert!(journal.metrics().bytes < 8 << 20);
+            }
+        });
+    }
+    std::thread::spawn(move || {
+        let half_a_segment = vec![7; segment_bytes as usize / 2];
+        for _ in 0..2_000 {
+            let seq = commit(&journal, &half_a_segment).expect("room");
+            journal.trim_through(seq).expect("written");
+        }
+        let _ = done.send(());
+    });
+    let finished = is_done.recv_timeout(Duration::from_secs(60));
+    is_over.store(true, Relaxed);
+    finished.expect("the journal stands still");
+}
