@@ -1,11 +1,12 @@
 //! A connection that heals: when the server goes away it is opened again, with backoff, until the run ends.
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::device::Random;
+use crate::device::{Device, Random};
 use crate::target::Target;
 use crate::transport::{self, Sender};
 use crate::wire::Protocol;
@@ -36,6 +37,9 @@ pub(crate) struct Link {
     epoch: Instant,
     /// How often a connection was opened.
     opened: AtomicU64,
+    /// Its devices without a heartbeat in flight, the longest idle first: round-robin. A device, or the gateway that
+    /// speaks for it, keeps its connection, so devices stay with their link.
+    idle: Mutex<VecDeque<Device>>,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +50,7 @@ struct State {
 }
 
 impl Link {
-    pub(crate) fn new(slots: usize) -> Self {
+    pub(crate) fn new(slots: usize, devices: VecDeque<Device>) -> Self {
         Self {
             state: Mutex::default(),
             changed: Notify::new(),
@@ -55,7 +59,12 @@ impl Link {
             in_flight: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             epoch: Instant::now(),
             opened: AtomicU64::new(0),
+            idle: Mutex::new(devices),
         }
+    }
+
+    pub(crate) fn idle(&self) -> MutexGuard<'_, VecDeque<Device>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a connection newer than `seen`; `None` when the run is over.

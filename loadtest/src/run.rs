@@ -1,4 +1,5 @@
 //! A run: generator threads that send a fleet's heartbeats, watched from outside, and what they measured.
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -134,7 +135,6 @@ impl Run {
                 ledger_limit: load.keep_ledger.then_some(MAX_LEDGER_BYTES / load.threads),
                 books: Mutex::new(Books {
                     ledger_bytes: devices.iter().map(|device| device.trail.bytes()).sum(),
-                    idle: devices.into(),
                     encoder: Encoder::new(load.protocol, load.extras),
                     tally: Tally::new(),
                     ledger_full: false,
@@ -145,6 +145,7 @@ impl Run {
             results.push(receiver);
             let share = Share {
                 generator: Arc::new(generator),
+                devices,
                 connections: (thread..load.connections).step_by(load.threads).count(),
                 streams: load.streams,
                 timeout: load.timeout,
@@ -215,6 +216,7 @@ impl Run {
 /// What one generator thread works with.
 struct Share {
     generator: Arc<Generator>,
+    devices: Vec<Device>,
     connections: usize,
     streams: usize,
     timeout: Duration,
@@ -225,16 +227,16 @@ struct Share {
 }
 
 impl Share {
-    fn run(self) -> Result<ThreadResult, LoadError> {
+    fn run(mut self) -> Result<ThreadResult, LoadError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime
             .map_err(|source| LoadError::Io { operation: "make a generator thread's runtime".to_owned(), source })?;
         let links = runtime.block_on(self.send())?;
         // Ends the links and their connections, and with them all other handles on the generator.
         drop(runtime);
-        let mut books = self.generator.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let books = self.generator.books.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(ThreadResult {
-            devices: std::mem::take(&mut books.idle).into(),
+            devices: links.iter().flat_map(|link| std::mem::take(&mut *link.idle())).collect(),
             tally: books.tally.clone(),
             reconnects: links.iter().map(|link| link.reconnects()).sum(),
             ledger_full: books.ledger_full,
@@ -242,18 +244,19 @@ impl Share {
         })
     }
 
-    async fn send(&self) -> Result<Vec<Arc<Link>>, LoadError> {
+    async fn send(&mut self) -> Result<Vec<Arc<Link>>, LoadError> {
         let generator = &self.generator;
-        let devices = generator.books.lock().unwrap_or_else(PoisonError::into_inner).idle.len();
-        // A device waits for its answer before it reports again, so more slots than devices would have nothing to send.
-        let mut slots_left = devices;
+        let mut dealt = Vec::from_iter((0..self.connections).map(|_| VecDeque::new()));
+        for (index, device) in std::mem::take(&mut self.devices).into_iter().enumerate() {
+            dealt[index % self.connections].push_back(device);
+        }
         let mut links = Vec::new();
         let mut slots = JoinSet::new();
-        for number in 0..self.connections {
-            // Spread what is left evenly over the links that are left.
-            let slots_here = self.streams.min(slots_left.div_ceil(self.connections - number));
-            slots_left -= slots_here;
-            let link = Arc::new(Link::new(slots_here));
+        for (number, devices) in dealt.into_iter().enumerate() {
+            // A device waits for its answer before it reports again, so more slots than devices would have nothing to
+            // send.
+            let slots_here = self.streams.min(devices.len());
+            let link = Arc::new(Link::new(slots_here, devices));
             links.push(Arc::clone(&link));
             for slot in 0..slots_here {
                 slots.spawn(Arc::clone(generator).run_slot(Arc::clone(&link), slot));

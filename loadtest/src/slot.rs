@@ -2,7 +2,6 @@
 //!
 //! A generator thread owns a share of the devices and runs its slots, links and HTTP on one current-thread runtime, so
 //! the locks here are never waited for.
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -47,8 +46,6 @@ pub(crate) struct Generator {
 
 /// What changes with each heartbeat.
 pub(crate) struct Books {
-    /// Devices without a heartbeat in flight, the longest idle first: round-robin.
-    pub(crate) idle: VecDeque<Device>,
     pub(crate) encoder: Encoder,
     pub(crate) tally: Tally,
     pub(crate) ledger_bytes: usize,
@@ -81,7 +78,7 @@ impl Generator {
         let mut connection = None;
         let mut generation = 0;
         'tickets: while let Some(ticket) = self.schedule.next().await {
-            let (device, timestamp_ms, outcome) = loop {
+            let (mut device, timestamp_ms, outcome) = loop {
                 let Some(sender) = &mut connection else {
                     match link.connection_after(generation).await {
                         Some((newer, sender)) => (generation, connection) = (newer, Some(sender)),
@@ -96,7 +93,7 @@ impl Generator {
                     connection = None;
                     continue;
                 }
-                let Some((device, timestamp_ms, request)) = self.next_heartbeat() else {
+                let Some((device, timestamp_ms, request)) = self.next_heartbeat(link) else {
                     self.give_up(ticket);
                     break 'tickets;
                 };
@@ -105,7 +102,7 @@ impl Generator {
                 let outcome = match sent {
                     Err(SendError::NotSent) => {
                         link.arrived(slot);
-                        self.books().idle.push_front(device);
+                        link.idle().push_front(device);
                         connection = None;
                         continue;
                     }
@@ -115,7 +112,8 @@ impl Generator {
                 link.arrived(slot);
                 break (device, timestamp_ms, outcome);
             };
-            self.book(ticket, device, timestamp_ms, &outcome);
+            self.book(ticket, &mut device, timestamp_ms, &outcome);
+            link.idle().push_back(device);
             match outcome {
                 Outcome::Broken => connection = None,
                 Outcome::Refused(_) => tokio::time::sleep(PAUSE_AFTER_REFUSAL).await,
@@ -124,12 +122,12 @@ impl Generator {
         }
     }
 
-    /// Takes the device that was idle longest and makes its next heartbeat. There is always one: a thread has no more
-    /// slots than devices.
-    fn next_heartbeat(&self) -> Option<(Device, i64, Request<Full<Bytes>>)> {
+    /// Takes the link's device that was idle longest and makes its next heartbeat. There is always one: a link has no
+    /// more slots than devices.
+    fn next_heartbeat(&self, link: &Link) -> Option<(Device, i64, Request<Full<Bytes>>)> {
         let now_ms = unix_ms();
+        let mut device = link.idle().pop_front()?;
         let mut books = self.books();
-        let mut device = books.idle.pop_front()?;
         let (timestamp_ms, body) = books.encoder.heartbeat(&mut device, now_ms);
         drop(books);
         let request = self.template.request(Some(&device.token), body);
@@ -147,7 +145,7 @@ impl Generator {
         }
     }
 
-    fn book(&self, ticket: Ticket, mut device: Device, timestamp_ms: i64, outcome: &Outcome) {
+    fn book(&self, ticket: Ticket, device: &mut Device, timestamp_ms: i64, outcome: &Outcome) {
         let now = Instant::now();
         let mut books = self.books();
         let fate = match outcome {
@@ -162,7 +160,6 @@ impl Generator {
                 self.schedule.stop();
             }
         }
-        books.idle.push_back(device);
         books.last_answer = Some(now);
         let live = if matches!(outcome, Outcome::Acknowledged) { &self.live.acknowledged } else { &self.live.failed };
         live.store(live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
