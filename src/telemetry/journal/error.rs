@@ -3,7 +3,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use super::Seq;
+use crate::error::{ApiError, ErrorCode};
+
+/// A full journal drains in batches of a second; the fleet's jitter spreads the rest.
+const RETRY_WHEN_FULL: Duration = Duration::from_secs(5);
+
+/// A stalled disk or a failed write is often over by then.
+const RETRY_WHEN_BUSY: Duration = Duration::from_secs(1);
 
 /// Why the journal could not be opened. The server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +98,47 @@ pub enum TrimError {
     Unwritten { asked: Seq, written: Seq },
 }
 
+impl From<AppendError> for ApiError {
+    fn from(error: AppendError) -> Self {
+        let retry_after = match &error {
+            AppendError::TooLarge { .. } => return Self::new(ErrorCode::InvalidArgument, error.to_string()),
+            AppendError::Full { .. } | AppendError::ReadOnly(_) => RETRY_WHEN_FULL,
+            AppendError::Backlogged { .. } | AppendError::Unreserved | AppendError::Closed => RETRY_WHEN_BUSY,
+        };
+        Self::unavailable(error.to_string(), retry_after).with_source(error)
+    }
+}
+
+impl From<CommitError> for ApiError {
+    /// A client gets no paths of the server; the log has them.
+    fn from(error: CommitError) -> Self {
+        let message = "the heartbeat could not be stored on the server's disk; send it again later";
+        Self::unavailable(message, RETRY_WHEN_BUSY).with_source(error)
+    }
+}
+
 impl OpenError {
     pub(super) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { operation, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_to_come_back_and_never_sees_a_path() {
+        let source = Arc::new(io::Error::from_raw_os_error(libc::ENOSPC));
+        let commit = CommitError::Write { operation: "write", path: "/secret".into(), source: source.clone() };
+        let errors: [ApiError; 3] =
+            [AppendError::Full { bytes: 9, capacity: 8 }.into(), AppendError::ReadOnly(source).into(), commit.into()];
+        for error in errors {
+            assert_eq!(error.code, ErrorCode::Unavailable);
+            assert!(error.retry_after.is_some() && !error.message.contains("secret"), "{error}");
+        }
+        let error = ApiError::from(AppendError::TooLarge { bytes: 9, limit: 8 });
+        assert_eq!((error.code, error.retry_after), (ErrorCode::InvalidArgument, None));
     }
 }

@@ -6,11 +6,14 @@ use parking_lot::Mutex;
 
 use super::error::CommitError;
 
-const OPEN: u8 = 0;
-const COMMITTED: u8 = 1;
-const FAILED: u8 = 2;
+/// Its records are in the pending buffer; somebody has yet to write them.
+const QUEUED: u8 = 0;
+/// Somebody is writing it, or it waits for the fsync: whoever has it will resolve it.
+const TAKEN: u8 = 1;
+const COMMITTED: u8 = 2;
+const FAILED: u8 = 3;
 
-/// Open until it is resolved, once.
+/// Queued, then taken, then resolved, once.
 #[derive(Default)]
 pub(super) struct Group {
     state: AtomicU8,
@@ -30,11 +33,20 @@ impl Group {
         Self { state: AtomicU8::new(COMMITTED), ..Self::default() }
     }
 
-    /// `None` while it is open.
+    /// Whether a waiter should see to it that it is written.
+    pub fn is_queued(&self) -> bool {
+        self.state.load(Acquire) == QUEUED
+    }
+
+    pub fn take(&self) {
+        self.state.store(TAKEN, Release);
+    }
+
+    /// `None` while it is not resolved.
     pub fn outcome(&self) -> Option<Result<(), CommitError>> {
         match self.state.load(Acquire) {
             COMMITTED => Some(Ok(())),
-            // Invariant: the error is stored before the state; without it the state stays open.
+            // Invariant: the error is stored before the state; a group without one is not failed.
             FAILED => self.waiters.lock().error.clone().map(Err),
             _ => None,
         }
@@ -43,7 +55,7 @@ impl Group {
     /// Has `waker` woken when the group is resolved. `slot` is the waiter's own memory of its place.
     pub fn register(&self, slot: &mut Option<usize>, waker: &Waker) {
         let mut waiters = self.waiters.lock();
-        if self.state.load(Acquire) != OPEN {
+        if self.state.load(Acquire) > TAKEN {
             return;
         }
         match *slot {

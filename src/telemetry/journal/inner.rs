@@ -7,11 +7,14 @@
 //! There is no timer, so an idle server writes at once, and no thread to hand over to, so a loaded one does not pay for
 //! context switches. Nobody ever blocks on the log's lock except the keeper thread.
 //!
-//! Invariant that keeps anybody from waiting for ever: whoever releases the log's lock looks at the pending buffer
-//! *afterwards*. A waiter that found the lock taken had appended before, so the holder sees its record.
+//! Invariant that keeps anybody from waiting for ever: a waiter that finds the lock taken says so first and tries once
+//! more; whoever releases the lock looks *afterwards* whether somebody said so, and then writes for them. It does not
+//! write what nobody asked for: the next group may still be growing.
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{
+    fence, AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst,
+};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -38,7 +41,7 @@ pub const MAX_PENDING_BYTES: usize = 32 << 20;
 /// worker cannot be held by the records of the others.
 const MAX_ROUNDS: u32 = 2;
 
-/// A buffer that grew in a burst is given back above this; 64 KiB holds the group of a hundred waiters many times over.
+/// A buffer that grew in a burst is given back above this; 1 MiB holds a group of 7,000 usual heartbeats.
 const KEPT_BUFFER_BYTES: usize = 1 << 20;
 
 /// Records that are framed and numbered, not yet written.
@@ -72,6 +75,8 @@ pub(super) struct Inner {
     pub pending: Mutex<Pending>,
     /// Lock order: `log` before `pending` before `table`.
     pub log: Mutex<Log>,
+    /// Somebody found the log's lock taken since its holder last looked.
+    pub is_asked: AtomicBool,
     pub table: RwLock<VecDeque<Arc<Segment>>>,
     pub meta: Mutex<MetaFile>,
     /// Bytes on disk and pending, against the capacity.
@@ -185,14 +190,15 @@ impl Inner {
     /// Writes what is pending, unless somebody else is at it; then that one will.
     pub fn flush(&self) {
         for _ in 0..MAX_ROUNDS {
-            let Some(mut log) = self.log.try_lock() else { return };
+            let Some(mut log) = self.log.try_lock().or_else(|| self.ask_for_log()) else { return };
             let done = self.write_pending_locked(&mut log);
             drop(log);
             if let Some((group, outcome)) = done {
                 group.resolve(outcome);
             }
-            // The invariant of this module: look again after the lock is free.
-            if self.pending.lock().records == 0 {
+            // After the lock is free: the other half of `ask_for_log`.
+            fence(SeqCst);
+            if !self.is_asked.swap(false, SeqCst) || self.pending.lock().records == 0 {
                 return;
             }
         }
@@ -201,6 +207,14 @@ impl Inner {
         let group = self.pending.lock().group.clone();
         group.nudge();
         self.mailbox.flush();
+    }
+
+    /// Leaves word for the holder of the log's lock that a record waits for it. Either the holder sees the word when it
+    /// has let go, or it let go before, and then the lock can be had here.
+    fn ask_for_log(&self) -> Option<MutexGuard<'_, Log>> {
+        self.is_asked.store(true, SeqCst);
+        fence(SeqCst);
+        self.log.try_lock()
     }
 
     /// Writes what is pending however long it takes. Only the keeper thread may wait like this.
@@ -238,6 +252,7 @@ impl Inner {
                 group: std::mem::take(&mut pending.group),
             };
             pending.first_seq = pending.next_seq;
+            batch.group.take();
             batch
         };
         let outcome = log.write(self, &batch);

@@ -140,6 +140,7 @@ impl Journal {
                 is_closed: false,
             }),
             log: Mutex::default(),
+            is_asked: AtomicBool::new(false),
             table: RwLock::new(recovered.table),
             meta: Mutex::new(meta),
             claimed: AtomicU64::new(recovery.bytes),

@@ -38,18 +38,19 @@ impl Ticket {
         // current-thread runtime a yielded task goes on after the I/O driver was polled and its tasks ran.
         tokio::task::yield_now().await;
         poll_fn(|context| {
+            if self.group.is_queued() {
+                self.inner.flush();
+            }
             if let Some(outcome) = self.group.outcome() {
                 return Poll::Ready(outcome);
             }
-            self.inner.flush();
-            if let Some(outcome) = self.group.outcome() {
-                return Poll::Ready(outcome);
-            }
-            // Somebody else is writing, or the fsync is still to come. Registered first, then flushed once more:
-            // if the lock became free between the two, nobody would wake us.
+            // Somebody else is writing, or the fsync is still to come. Registered first, then looked once more, so
+            // that nothing that happened between the two is missed.
             let Self { group, slot, .. } = &mut self;
             group.register(slot, context.waker());
-            self.inner.flush();
+            if self.group.is_queued() {
+                self.inner.flush();
+            }
             self.group.outcome().map_or(Poll::Pending, Poll::Ready)
         })
         .await
@@ -60,7 +61,7 @@ impl Ticket {
 impl Drop for Ticket {
     /// A waiter that goes away may have been the one that was to write, so it does that on the way out.
     fn drop(&mut self) {
-        if self.group.outcome().is_none() {
+        if self.group.is_queued() {
             self.inner.flush();
         }
     }

@@ -2,8 +2,10 @@
 use super::super::format::{FRAME_HEADER_BYTES, SEGMENT_FOOTER_BYTES, SEGMENT_HEADER_BYTES};
 use super::*;
 
+type Records = Vec<(Seq, Vec<u8>)>;
+
 /// A crashed journal with `count` records, and the offsets at which its records end, the header first.
-fn crashed(count: u64, group: u64) -> (TempDir, Vec<(Seq, Vec<u8>)>, Vec<usize>) {
+fn crashed(count: u64, group: u64) -> (TempDir, Records, Vec<usize>) {
     let dir = folder();
     let (journal, _) = open(dir.path());
     for n in 1..=count {
@@ -192,6 +194,24 @@ fn a_segment_whose_damage_cannot_be_copied_is_kept_when_it_is_trimmed() {
     assert_eq!(journal.trim_through(5).expect("written").segments, 1);
     wait_until("the segment moves", || !file.exists());
     assert_eq!(quarantined_bytes(dir.path()), [bytes]);
+}
+
+#[test]
+fn what_an_unfinished_rescue_left_is_deleted_or_counted_once() {
+    let (dir, records, ends) = crashed(6, 0);
+    let original = std::fs::read(segment_file(dir.path())).expect("readable");
+    // Renamed, but the old segment not yet cut: records 4 to 6 are in both.
+    let identity = super::super::format::SegmentHeader::decode(&original).expect("intact").identity;
+    let mut moved = super::super::format::SegmentHeader { identity, first_seq: 4 }.encode().to_vec();
+    moved.extend(&original[ends[3]..]);
+    std::fs::write(dir.path().join(segment::file_name(4)), moved).expect("room");
+    let half_done = dir.path().join("00000000000000000005.rescue");
+    std::fs::write(&half_done, b"half").expect("room");
+    let (journal, recovery) = open(dir.path());
+    assert!(!half_done.exists());
+    assert_eq!((recovery.records, recovery.quarantined_bytes, recovery.torn_bytes), (6, 0, 0));
+    assert_eq!(read_all(&journal), records);
+    goes_on(dir.path(), journal, &records);
 }
 
 #[test]

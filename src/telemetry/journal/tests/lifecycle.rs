@@ -73,6 +73,39 @@ fn a_waiter_that_goes_away_while_another_writes_leaves_its_record_to_that_one() 
 }
 
 #[test]
+fn a_stalled_disk_is_answered_when_too_much_waits_for_it_and_nothing_taken_is_lost() {
+    let dir = folder();
+    let options = JournalOptions { capacity_bytes: 1 << 30, ..options(dir.path()) };
+    let (journal, _) = Journal::open(options).expect("the journal opens");
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let inner = journal.inner().clone();
+    let stalled = std::thread::spawn(move || {
+        inner.with_log(|_| {
+            locked.send(()).expect("the test waits");
+            released.recv().expect("the test releases");
+        });
+    });
+    is_locked.recv().expect("the lock is taken");
+    let mut taken = 0;
+    let error = loop {
+        match journal.append(&[1; 1 << 20]) {
+            Ok(ticket) => drop(ticket),
+            Err(error) => break error,
+        }
+        taken += 1;
+    };
+    assert!(matches!(error, AppendError::Backlogged { .. }), "{error}");
+    assert_eq!(taken, MAX_PENDING_BYTES / ((1 << 20) + 20));
+    assert_eq!(journal.metrics().busy_rejections, 1);
+    release.send(()).expect("the holder waits");
+    stalled.join().expect("no panic");
+    assert_eq!(journal.written_seq(), taken as Seq);
+    commit(&journal, b"goes on").expect("room");
+    assert_eq!(read_all(&journal).len(), taken + 1);
+}
+
+#[test]
 fn all_that_are_ready_in_one_turn_share_one_write() {
     let dir = folder();
     let (journal, _) = open(dir.path());
