@@ -241,7 +241,7 @@ impl Supervisor {
         };
         // Held open until the child is gone: its end tells the child that this process died.
         let lifeline = child.stdin.take();
-        let (ready, announced) = mpsc::channel();
+        let (ready, announced) = mpsc::sync_channel(1);
         let readers = [self.pass_errors_on(&mut child), self.read_ready_line(&mut child, ready)];
 
         let address = announced.recv_timeout(START_TIMEOUT);
@@ -317,12 +317,17 @@ impl Supervisor {
         thread::Builder::new().name("engine-log".to_owned()).spawn(reader).ok()
     }
 
-    fn read_ready_line(&self, child: &mut Child, ready: mpsc::Sender<SocketAddr>) -> Option<thread::JoinHandle<()>> {
+    fn read_ready_line(
+        &self,
+        child: &mut Child,
+        ready: mpsc::SyncSender<SocketAddr>,
+    ) -> Option<thread::JoinHandle<()>> {
         let output = child.stdout.take()?;
         let reader = move || {
             for line in lines(BufReader::new(output)) {
                 if let Some(address) = line.strip_prefix(READY_PREFIX).and_then(|rest| rest.trim().parse().ok()) {
-                    let _ = ready.send(address);
+                    // There is one such line; a second one would find nobody who waits.
+                    let _ = ready.try_send(address);
                 }
             }
         };
