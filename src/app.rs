@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_rt::{Arbiter, System};
+use actix_rt::System;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::watch;
 
@@ -184,8 +184,7 @@ impl Server {
         let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
         let writer = writer::start(journal.clone(), clickhouse, options)?;
 
-        let shards = (0..config.workers).map(|_| Arbiter::new().handle()).collect();
-        let directory = DeviceDirectory::new(journal.clone(), config.heartbeat_interval, shards);
+        let directory = DeviceDirectory::new(journal.clone(), config.heartbeat_interval);
         let registered = load_registry(&store, &directory)?;
         tracing::info!(registered, "registry loaded");
 

@@ -7,7 +7,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
 /// Inputs for each property, unless the machine is so slow that the time ends first.
-const INPUTS: usize = 20_000;
+const INPUTS: usize = 200_000;
 const TIME: Duration = Duration::from_secs(10);
 /// Mutations of one input, at most.
 const MUTATIONS: u64 = 8;

@@ -51,7 +51,7 @@ fn start_child(test: &str, directory: &Path) -> Child {
 /// The lines `acknowledged NAME` of a child, as they come; ends when the child does.
 fn acknowledgements(child: &mut Child) -> mpsc::Receiver<String> {
     let output = BufReader::new(child.stdout.take().unwrap());
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1024);
     std::thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {
             if let Some(name) = line.strip_prefix("acknowledged ") {

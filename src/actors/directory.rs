@@ -37,7 +37,8 @@ pub struct Shared {
 #[derive(Clone)]
 pub struct DeviceDirectory {
     devices: Arc<DashMap<DeviceId, Arc<DeviceEntry>>>,
-    shards: Arc<[ArbiterHandle]>,
+    /// For messages that come from no arbiter.
+    fallback: ArbiterHandle,
     shared: Arc<Shared>,
 }
 
@@ -62,9 +63,8 @@ pub(super) fn hash_of(value: &impl Hash) -> u64 {
 }
 
 impl DeviceDirectory {
-    /// `shards` are the arbiters on which the device actors live, at least one.
-    pub fn new(journal: Journal, heartbeat_interval: Duration, shards: Vec<ArbiterHandle>) -> Self {
-        assert!(!shards.is_empty(), "device actors need at least one arbiter");
+    /// Must be made on an arbiter, which also serves the actors whose first message comes from none.
+    pub fn new(journal: Journal, heartbeat_interval: Duration) -> Self {
         let shared = Shared {
             journal,
             heartbeat_interval,
@@ -72,7 +72,7 @@ impl DeviceDirectory {
             recreated: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
         };
-        Self { devices: Arc::default(), shards: shards.into(), shared: Arc::new(shared) }
+        Self { devices: Arc::default(), fallback: Arbiter::current(), shared: Arc::new(shared) }
     }
 
     /// Makes a registered device known. False when its id was known before; then nothing changes.
@@ -124,9 +124,11 @@ impl DeviceDirectory {
             self.shared.recreated.fetch_add(1, Ordering::Relaxed);
             tracing::error!(device_id = %entry.id, "device actor had died, made anew");
         }
-        let shard = &self.shards[(hash_of(&entry.id) % self.shards.len() as u64) as usize];
+        // Where its messages come from: a device keeps its connection for hours, and so its messages stay on one
+        // thread. Once it comes in by another worker they cross over, until the actor sleeps.
+        let shard = Arbiter::try_current().unwrap_or_else(|| self.fallback.clone());
         let (entry, shared) = (Arc::clone(entry), Arc::clone(&self.shared));
-        let made = Supervisor::start_in_arbiter(shard, move |_| DeviceActor::new(entry, shared));
+        let made = Supervisor::start_in_arbiter(&shard, move |_| DeviceActor::new(entry, shared));
         address.insert(made).clone()
     }
 }
@@ -161,7 +163,7 @@ mod tests {
         let options =
             JournalOptions { dir: dir.into(), sync: SyncMode::Never, segment_bytes: 1 << 20, capacity_bytes: 8 << 20 };
         let (journal, _) = Journal::open(options).expect("a journal in a new folder");
-        DeviceDirectory::new(journal, Duration::from_secs(30), vec![Arbiter::new().handle()])
+        DeviceDirectory::new(journal, Duration::from_secs(30))
     }
 
     fn register(directory: &DeviceDirectory, id: &str) -> Arc<DeviceEntry> {

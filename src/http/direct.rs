@@ -5,7 +5,6 @@
 //! costs as much as the heartbeat itself (docs/performance.md). Whatever is unusual (compression, a deadline of the
 //! client's, another content type or version) goes the general way; a test holds both ways to the same answers.
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use actix_web::http::header::{HeaderMap, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
@@ -14,11 +13,11 @@ use connectrpc::CodecFormat;
 use fleetd_proto::v1::HeartbeatRequest;
 
 use super::access::Call;
-use super::gateway::{Gateway, DEFAULT_DEADLINE};
+use super::gateway::Gateway;
 use super::wire::{self, ErrorFacts};
 use super::{device_service, rpc};
 use crate::auth::credential;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 
 /// The format of the request's message, if this request may take the short way.
 pub fn format_of(request: &HttpRequest) -> Option<CodecFormat> {
@@ -52,8 +51,8 @@ pub async fn heartbeat(
     let mut call = Call::new(credential_of(headers), peer.ip());
     let answer = match rpc::decode::<HeartbeatRequest>(&body, format) {
         Ok(message) => {
-            let served = gateway.fleet().devices().heartbeat(&mut call, message);
-            tokio::time::timeout(DEFAULT_DEADLINE, served).await.unwrap_or_else(|_| Err(too_slow()))
+            // No deadline is set here: each wait on this way has its own end (the mailbox of a live actor, the journal).
+            gateway.fleet().devices().heartbeat(&mut call, message).await
         }
         Err(error) => Err(error),
     };
@@ -76,12 +75,6 @@ pub async fn heartbeat(
 fn credential_of(headers: &HeaderMap) -> Result<Option<credential::Credential>, credential::CredentialError> {
     let values = |name| headers.get_all(name).map(HeaderValue::as_bytes);
     credential::from_headers(values("authorization"), values("x-api-key"))
-}
-
-fn too_slow() -> ApiError {
-    let seconds = DEFAULT_DEADLINE.as_secs();
-    let message = format!("the heartbeat was not durable within {seconds} s; it may or may not have been taken");
-    ApiError::new(ErrorCode::DeadlineExceeded, message).with_retry_after(Duration::from_secs(1))
 }
 
 fn refusal(error: ApiError, id: &http::HeaderValue, is_connect: bool) -> HttpResponse {

@@ -24,7 +24,7 @@ use crate::error::ErrorCode;
 /// with all its processes and metrics, some 200 KB; uploads stream, and each of their messages is a chunk of 1 MB.
 pub const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// Time for a unary request, its body included, when the client sets none; and the longest it may ask for.
-pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
 const MAX_DEADLINE: Duration = Duration::from_secs(300);
 
 type RpcService = ConnectRpcService<Chain<FleetRpc, Router>>;

@@ -3,9 +3,10 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::front::{stopped, Stopping};
@@ -24,12 +25,25 @@ const MAX_PENDING_RESETS: usize = 64;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// Runs the streams of a connection on the worker that holds it, inside its `LocalSet`, where device actors live.
+#[derive(Clone, Copy)]
+struct OnThisWorker;
+
+impl<F> Executor<F> for OnThisWorker
+where
+    F: std::future::Future<Output = ()> + 'static,
+{
+    fn execute(&self, stream: F) {
+        actix_rt::spawn(stream);
+    }
+}
+
 pub async fn serve(io: TcpStream, peer: SocketAddr, gateway: Gateway, stopping: Stopping) -> Result<(), ()> {
     let service = service_fn(move |request| {
         let gateway = gateway.clone();
         async move { Ok::<_, Infallible>(gateway.handle(request, peer).await) }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(OnThisWorker);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)

@@ -12,7 +12,7 @@ use crate::{Door, DEVICE};
 fn clients(method: &Method) -> Vec<Client> {
     let streams = method.kind != MethodKind::Unary;
     let bidirectional = method.kind == MethodKind::BidiStreaming;
-    let fits = |client: &Client| !streams || (client.is_framed() && !(bidirectional && !client.is_http2()));
+    let fits = |client: &Client| !streams || (client.is_framed() && (!bidirectional || client.is_http2()));
     Client::ALL.into_iter().filter(fits).collect()
 }
 

@@ -13,25 +13,30 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::support::client::Client;
 use crate::support::wire::{Http1, Http2};
+use crate::support::Server;
 use crate::Door;
 
 /// The server's limits for a head (10 s) and a body (20 s), with room for a busy machine.
 const HEAD_ENDS_WITHIN: Duration = Duration::from_secs(18);
 const BODY_ENDS_WITHIN: Duration = Duration::from_secs(32);
 
+/// Its name, the time after which it must be over, and what the peer does; it panics when it is held on for longer.
+type Attack = (&'static str, Duration, fn(&Door));
+
 /// Every slow peer at once, so that the test takes as long as the slowest; healthy clients are served beside them.
 #[test]
 fn slow_peers_are_cut_off_in_time_while_others_are_served() {
     let door = Door::shared();
     std::thread::scope(|scope| {
-        let attacks: [(&str, Duration, fn(&Door)); 7] = [
+        let attacks: [Attack; 8] = [
             ("a silent connection", HEAD_ENDS_WITHIN, silence),
             ("a head that trickles", HEAD_ENDS_WITHIN, slowloris),
             ("half an HTTP/2 preface", HEAD_ENDS_WITHIN, half_a_preface),
             ("a preface and no settings", HEAD_ENDS_WITHIN, preface_without_settings),
             ("a body that stops half way on HTTP/1.1", BODY_ENDS_WITHIN, half_a_body_on_http1),
             ("a gRPC-Web body that stops half way on HTTP/1.1", BODY_ENDS_WITHIN, half_a_framed_body_on_http1),
-            ("a body that stops half way on HTTP/2", BODY_ENDS_WITHIN, half_a_body_on_http2),
+            ("a JSON body that stops half way on HTTP/2", BODY_ENDS_WITHIN, half_a_json_body_on_http2),
+            ("a gRPC body that stops half way on HTTP/2", BODY_ENDS_WITHIN, half_a_grpc_body_on_http2),
         ];
         let running = attacks.map(|(name, limit, attack)| {
             let door = &door;
@@ -90,20 +95,14 @@ fn preface_without_settings(door: &Door) {
 }
 
 fn half_a_body_on_http1(door: &Door) {
-    for client in [Client::Json1, Client::Connect1] {
-        let ask = door.heartbeat(client);
-        let mut connection = Http1::open(door.server.http());
-        let bytes = ask.on_http1();
-        connection.send(&bytes[..bytes.len() - 5]);
-        if client == Client::Connect1 {
-            // Hangs up instead of waiting; the server finds out by itself.
-            return;
-        }
-        let reply = connection.reply().expect("an answer");
-        assert_eq!(reply.status, 408, "{reply:?}");
-        assert_eq!(client.outcome(&reply).code, "DEADLINE_EXCEEDED", "{reply:?}");
-        assert!(connection.is_closed_by_server());
-    }
+    let client = Client::Json1;
+    let mut connection = Http1::open(door.server.http());
+    let bytes = door.heartbeat(client).on_http1();
+    connection.send(&bytes[..bytes.len() - 5]);
+    let reply = connection.reply().expect("an answer");
+    assert_eq!(reply.status, 408, "{reply:?}");
+    assert_eq!(client.outcome(&reply).code, "DEADLINE_EXCEEDED", "{reply:?}");
+    assert!(connection.is_closed_by_server());
 }
 
 fn half_a_framed_body_on_http1(door: &Door) {
@@ -115,17 +114,23 @@ fn half_a_framed_body_on_http1(door: &Door) {
     assert_eq!(client.outcome(&reply).code, "DEADLINE_EXCEEDED", "{reply:?}");
 }
 
-fn half_a_body_on_http2(door: &Door) {
-    for client in [Client::Grpc2] {
-        let ask = door.heartbeat(client);
-        let half = Bytes::from(ask.body[..ask.body.len() - 5].to_vec());
-        let stalled = futures_util::stream::iter([Ok(Frame::data(half))]).chain(futures_util::stream::pending());
-        let mut connection = Http2::open(door.server.http());
-        let reply = connection.ask_with(&ask, StreamBody::new(stalled).boxed_unsync()).expect("an answer");
-        assert_eq!(client.outcome(&reply).code, "DEADLINE_EXCEEDED", "{reply:?}");
-        // The connection is not to blame.
-        assert_eq!(client.outcome(&connection.ask(&ask)).code, "OK");
-    }
+fn half_a_json_body_on_http2(door: &Door) {
+    half_a_body_on_http2(door, Client::Json2);
+}
+
+fn half_a_grpc_body_on_http2(door: &Door) {
+    half_a_body_on_http2(door, Client::Grpc2);
+}
+
+fn half_a_body_on_http2(door: &Door, client: Client) {
+    let ask = door.heartbeat(client);
+    let half = Bytes::from(ask.body[..ask.body.len() - 5].to_vec());
+    let stalled = futures_util::stream::iter([Ok(Frame::data(half))]).chain(futures_util::stream::pending());
+    let mut connection = Http2::open(door.server.http());
+    let reply = connection.ask_with(&ask, StreamBody::new(stalled).boxed_unsync()).expect("an answer");
+    assert_eq!(client.outcome(&reply).code, "DEADLINE_EXCEEDED", "{reply:?}");
+    // The connection is not to blame.
+    assert_eq!(client.outcome(&connection.ask(&ask)).code, "OK");
 }
 
 #[test]
@@ -199,6 +204,24 @@ fn a_thousand_idle_connections_do_not_slow_a_client_down() {
     let grown = door.server.resident_bytes().saturating_sub(before);
     assert!(grown < 128 << 20, "1,000 idle connections cost {} MiB", grown >> 20);
     drop(idle);
+}
+
+/// Whoever waits for a slow peer must sleep, not look again and again.
+#[test]
+fn waiting_for_the_rest_of_a_preface_costs_no_processor_time() {
+    const FOR: Duration = Duration::from_secs(2);
+    let server = Server::start();
+    let waiting: Vec<Http1> = (0..1_000)
+        .map(|n| {
+            let mut connection = Http1::open(server.http());
+            connection.send(if n % 2 == 0 { b"P" } else { b"PRI * HTTP/2.0\r\n" });
+            connection
+        })
+        .collect();
+    let before = server.cpu_time();
+    std::thread::sleep(FOR);
+    let used = server.cpu_time() - before;
+    assert!(used < FOR / 10, "{} half prefaces used {used:?} of processor time in {FOR:?}", waiting.len());
 }
 
 /// "Rapid reset" (CVE-2023-44487) in small: streams opened and dropped before their answer.

@@ -143,6 +143,17 @@ impl Server {
         line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("VmRSS in kB") * 1024
     }
 
+    /// Processor time that the server itself has used since it started.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the server's statistics");
+        // The name in parentheses may hold spaces; user and system time are the 12th and 13th field after it.
+        let after_name = stat.rsplit_once(')').expect("a process name").1;
+        let ticks: u64 =
+            after_name.split_ascii_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        // Linux counts in hundredths of a second for every program (USER_HZ).
+        Duration::from_millis(ticks * 10)
+    }
+
     /// Process id of the embedded ClickHouse, a child of the server; `None` while there is none.
     pub fn engine_pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(|child| engine_of(child.id()))
@@ -245,10 +256,10 @@ impl Server {
             }
             log.push_back(line);
         });
-        let (lines, ready) = mpsc::channel();
+        let (lines, ready) = mpsc::sync_channel(1);
         read_lines(stdout, move |line| {
-            // Nobody listens any more once the ready line has come.
-            let _ = lines.send(line);
+            // Only the first line is waited for, and nobody listens once it has come.
+            let _ = lines.try_send(line);
         });
         self.starting = Some(ready);
     }

@@ -110,7 +110,7 @@ impl Fixture {
         let mut record = Vec::new();
         for _ in 0..heartbeats {
             let n = self.heartbeats;
-            let processes = if n % 5 == 0 { n % 3 } else { 0 };
+            let processes = if n.is_multiple_of(5) { n % 3 } else { 0 };
             record.clear();
             encode_heartbeat(&format!("device-{}", n % 97), &heartbeat(n, processes), UnixMillis::now(), &mut record)
                 .expect("a valid heartbeat");

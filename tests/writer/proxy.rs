@@ -125,7 +125,8 @@ async fn serve(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
         return reset(client);
     }
     let (head, rest) = read_head(&mut client).await?;
-    let is_insert = head.lines().next().is_some_and(|line| line.contains("INSERT+INTO") && line.contains("RowBinary"));
+    let is_insert =
+        head.lines().next().is_some_and(|line| line.contains("INSERT+INTO") && line.contains("FORMAT+Native"));
     let fault = if is_insert {
         shared.inserts.fetch_add(1, Ordering::SeqCst);
         shared.faults.lock().pop_front().unwrap_or(Fault::None)

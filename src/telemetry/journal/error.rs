@@ -79,6 +79,8 @@ pub enum CommitError {
     },
     #[error("the journal is read-only since an fsync failed; check the disk, then restart")]
     ReadOnly(#[source] Arc<io::Error>),
+    #[error("the disk did not store the record within {} s; it may or may not be stored", waited.as_secs())]
+    Slow { waited: Duration },
 }
 
 /// Why a batch could not be read. The reader stays where it was: the same call may succeed later.

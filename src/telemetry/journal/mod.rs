@@ -148,6 +148,7 @@ impl Journal {
             written: AtomicU64::new(recovered.last_seq),
             synced: AtomicU64::new(recovered.last_seq),
             written_changed: Notify::new(),
+            awaited: AtomicU64::new(Seq::MAX),
             mailbox: keeper::Mailbox::default(),
             counters,
             read_only: OnceLock::new(),

@@ -2,11 +2,20 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::error::CommitError;
 use super::group::Group;
 use super::inner::Inner;
+use super::options::SyncMode;
 use super::Seq;
+
+/// Turns that a waiter gives its runtime while another thread writes, before it has itself woken. A write takes
+/// microseconds, and being woken from another thread costs a system call there and a turn here.
+const TURNS_BEFORE_WAITING: u32 = 4;
+
+/// A disk that takes longer does not answer at all; the client is told, instead of being kept.
+const SLOWEST_COMMIT: Duration = Duration::from_secs(15);
 
 /// Records that were taken. They will be written whether or not anybody waits; dropping a ticket stalls nobody.
 #[must_use = "records are acknowledged only after `committed`"]
@@ -34,10 +43,23 @@ impl Ticket {
     /// Waits until the records are as safe as the sync mode promises, and returns [`seq`](Self::seq). Cancel safe: the
     /// records stay taken.
     pub async fn committed(mut self) -> Result<Seq, CommitError> {
-        // One turn for the runtime: every connection that is ready joins the group before it is written. On a tokio
-        // current-thread runtime a yielded task goes on after the I/O driver was polled and its tasks ran.
-        tokio::task::yield_now().await;
-        poll_fn(|context| {
+        let last_seq = self.last_seq;
+        for _ in 0..TURNS_BEFORE_WAITING {
+            // One turn for the runtime: every connection that is ready joins the group before it is written. On a
+            // tokio current-thread runtime a yielded task goes on after the I/O driver was polled and its tasks ran.
+            tokio::task::yield_now().await;
+            if self.group.is_queued() {
+                self.inner.flush();
+            }
+            if let Some(outcome) = self.group.outcome() {
+                return outcome.map(|()| last_seq);
+            }
+            if self.inner.options.sync == SyncMode::Always {
+                // What is still to come is an fsync, which takes longer than a few turns.
+                break;
+            }
+        }
+        let waited = poll_fn(|context| {
             if self.group.is_queued() {
                 self.inner.flush();
             }
@@ -52,9 +74,9 @@ impl Ticket {
                 self.inner.flush();
             }
             self.group.outcome().map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
-        .map(|()| self.last_seq)
+        });
+        let outcome = tokio::time::timeout(SLOWEST_COMMIT, waited).await;
+        outcome.unwrap_or(Err(CommitError::Slow { waited: SLOWEST_COMMIT })).map(|()| last_seq)
     }
 }
 

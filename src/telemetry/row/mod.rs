@@ -1,7 +1,7 @@
 //! What a journal record holds: finished RowBinary rows, encoded once, straight from the decoded message.
 //!
-//! Pure: no clock, no runtime, no ClickHouse. The writer only puts `journal_id` and `seq` in front of each row, so a
-//! heartbeat's fields are never looked at again after the device actor has let it in.
+//! Pure: no runtime, no ClickHouse. The writer puts `journal_id`, `seq` and `row_index` in front of each row and turns
+//! many rows into one block of columns ([`native`]) by the lengths of their values alone.
 //!
 //! A record is a sequence of sections, one row each:
 //!
@@ -12,12 +12,15 @@
 //! Every row begins with `received_at` (Int64, milliseconds), the string its table is ordered by (`device_id` or
 //! `deployment_id`) and `timestamp` (Int64, milliseconds), so that the writer can bound and sort rows of any table.
 pub mod binary;
+mod column;
 pub mod event;
 pub mod heartbeat;
+pub mod native;
 mod section;
 mod table;
 
 pub use crate::clock::UnixMillis;
+pub use column::{Column, ColumnType};
 pub use event::{DeploymentEvent, DeviceEvent};
 pub use heartbeat::encode_heartbeat;
 pub use section::{append_section, MalformedRecord, Section, Sections, MAX_ROW_BYTES};

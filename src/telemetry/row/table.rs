@@ -1,6 +1,8 @@
 //! The tables that rows go to: their number in a record, their name, their columns in the order rows are encoded.
+use super::column::{self, Column};
 
-/// A telemetry table. The number is part of the journal's format: never reuse one.
+/// A telemetry table. Its number and columns are part of the journal's format: never reuse a number, and give a table
+/// whose columns change a new one beside the old, because a journal may still hold rows of the old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
@@ -31,31 +33,22 @@ impl Table {
         self as usize - 1
     }
 
-    /// The columns of an insert, in the order of the row's bytes. The first three are the writer's prefix.
+    /// The columns of a row, in the order of its bytes. The first three are the writer's prefix.
     ///
     /// All tables have `row_index`: the row's ordinal among the rows of its record for that table. Together with
     /// `journal_id` and `seq` it names a row, which is how the writer asks what is there and what is missing.
-    pub const fn columns(self) -> &'static str {
+    pub const fn columns(self) -> &'static [Column] {
         match self {
-            Self::Heartbeats => {
-                "journal_id, seq, row_index, received_at, device_id, timestamp, state, uptime_seconds, last_boot, \
-                 boot_id, restart_count, message, version, cpu_percent, memory_used_mb, disk_used_gb, \
-                 memory_total_mb, disk_total_gb, load_average_1m, load_average_5m, load_average_15m, \
-                 temperature_celsius, network_rx_bytes, network_tx_bytes, disk_read_bytes, disk_write_bytes, \
-                 swap_used_mb, battery_percent, signal_dbm, metrics"
-            }
-            Self::Processes => {
-                "journal_id, seq, row_index, received_at, device_id, timestamp, pid, name, state, cpu_percent, \
-                 memory_used_mb, uptime_seconds, restart_count, version, exit_code"
-            }
-            Self::DeviceEvents => {
-                "journal_id, seq, row_index, received_at, device_id, timestamp, kind, from_state, to_state, detail"
-            }
-            Self::DeploymentEvents => {
-                "journal_id, seq, row_index, received_at, deployment_id, timestamp, device_id, update_id, kind, \
-                 from_state, to_state, wave, attempt, detail"
-            }
+            Self::Heartbeats => column::HEARTBEATS,
+            Self::Processes => column::PROCESSES,
+            Self::DeviceEvents => column::DEVICE_EVENTS,
+            Self::DeploymentEvents => column::DEPLOYMENT_EVENTS,
         }
+    }
+
+    /// The names of [`Self::columns`], as an insert lists them.
+    pub fn column_list(self) -> String {
+        self.columns().iter().map(|column| column.name).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -6,7 +6,8 @@
 -- keep the span of received_at, by which the audit finds the few parts it has to read.
 -- ttl_only_drop_parts: rows age out a day at a time, by dropping parts, never by rewriting them.
 -- non_replicated_deduplication_window: an insert that is repeated with its token lands once.
--- fsync_*: an acknowledged part survives a power loss.
+-- fsync_*: an acknowledged part survives a power loss. min_bytes_for_wide_part keeps a fresh part to a few files, so that
+-- the fsync of it is a few too.
 
 CREATE TABLE IF NOT EXISTS heartbeats
 (
@@ -46,7 +47,7 @@ ENGINE = MergeTree
 PARTITION BY toDate(received_at)
 ORDER BY (device_id, timestamp)
 SETTINGS non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
-    fsync_after_insert = 1, fsync_part_directory = 1;
+    fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 134217728;
 
 CREATE TABLE IF NOT EXISTS processes
 (
@@ -71,7 +72,7 @@ ENGINE = MergeTree
 PARTITION BY toDate(received_at)
 ORDER BY (device_id, timestamp)
 SETTINGS non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
-    fsync_after_insert = 1, fsync_part_directory = 1;
+    fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 134217728;
 
 CREATE TABLE IF NOT EXISTS device_events
 (
@@ -91,7 +92,7 @@ ENGINE = MergeTree
 PARTITION BY toDate(received_at)
 ORDER BY (device_id, timestamp)
 SETTINGS non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
-    fsync_after_insert = 1, fsync_part_directory = 1;
+    fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 134217728;
 
 CREATE TABLE IF NOT EXISTS deployment_events
 (
@@ -115,4 +116,4 @@ ENGINE = MergeTree
 PARTITION BY toDate(received_at)
 ORDER BY (deployment_id, timestamp)
 SETTINGS non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
-    fsync_after_insert = 1, fsync_part_directory = 1;
+    fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 134217728;

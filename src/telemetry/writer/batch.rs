@@ -1,20 +1,22 @@
-//! A batch: the rows of one range of the journal, as the bytes of one insert a table. Pure.
-use bytes::Bytes;
-
+//! A batch: the rows of one range of the journal, by table, ready to become inserts. Pure.
+use super::plan::Selection;
 use crate::telemetry::journal::{JournalId, Seq};
 use crate::telemetry::row::binary::{put_u64, put_uuid};
-use crate::telemetry::row::{MalformedRecord, Sections, Table};
+use crate::telemetry::row::{native, MalformedRecord, Sections, Table};
 
-/// Rows of a full batch. ClickHouse writes one part an insert and wants inserts of tens of thousands of rows, no more
-/// than about one a second and table when the load is small; at 500,000 rows/s this is ten inserts a second.
-pub const MAX_BATCH_ROWS: usize = 50_000;
+/// Rows of a full batch. Each insert makes a part, and parts of 50,000 rows are merged so often that a row costs ClickHouse
+/// three times the CPU that it costs in parts of 200,000 (3.6 and 1.3 s a million rows). Only a load of more than this a
+/// second, or a backlog, fills batches: below it a batch goes every second, whatever it holds.
+pub const MAX_BATCH_ROWS: usize = 200_000;
 
-/// Bytes of a full batch, whichever comes first: bounds memory, and keeps an insert one block in ClickHouse, which is
-/// stored whole or not at all within a day's partition.
-pub const MAX_BATCH_BYTES: usize = 16 << 20;
+/// Bytes of a full batch, whichever comes first. Bounds memory: two batches are on their way at most, each with its rows
+/// and the block made of them. An insert stays one block in ClickHouse (whose limits are a million rows or 256 MiB),
+/// which is stored whole or not at all within a day's partition.
+pub const MAX_BATCH_BYTES: usize = 48 << 20;
 
 /// What the writer puts in front of each row: `journal_id`, `seq`, `row_index`.
-pub const PREFIX_BYTES: usize = 16 + 8 + 2;
+const PREFIX_COLUMNS: usize = 3;
+const PREFIX_BYTES: usize = 16 + 8 + 2;
 
 /// An inclusive range of the journal. Ranges of successive batches touch, whatever gaps the records leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,7 +45,7 @@ pub struct TableRows {
     keys: Vec<RowKey>,
     /// `ends[i]` is where row `i` ends in `bytes`.
     ends: Vec<u32>,
-    bytes: Bytes,
+    bytes: Vec<u8>,
     /// Least and greatest `received_at`, in milliseconds: bounds the partitions and parts that a question has to read.
     pub received: (i64, i64),
 }
@@ -57,16 +59,13 @@ impl TableRows {
         &self.keys
     }
 
-    /// The whole insert; costs no copy.
-    pub fn all_bytes(&self) -> Bytes {
-        self.bytes.clone()
-    }
-
-    /// The rows at these positions, copied together.
-    pub fn bytes_of(&self, positions: &[u32]) -> Bytes {
-        let mut bytes = Vec::with_capacity(positions.iter().map(|&at| self.row(at).len()).sum());
-        positions.iter().for_each(|&at| bytes.extend_from_slice(self.row(at)));
-        bytes.into()
+    /// The selected rows as one block of ClickHouse's Native format.
+    pub fn block(&self, selection: &Selection) -> Vec<u8> {
+        let block = match selection {
+            Selection::All => native::block(self.table, (0..self.len() as u32).map(|at| self.row(at))),
+            Selection::Some(positions) => native::block(self.table, positions.iter().map(|&at| self.row(at))),
+        };
+        block.expect("rows that do not read as rows of their table were left out when the batch was built")
     }
 
     /// When the row at this position was received, in milliseconds: it comes first after the prefix.
@@ -75,7 +74,8 @@ impl TableRows {
         i64::from_le_bytes(std::array::from_fn(|byte| row[byte]))
     }
 
-    fn row(&self, at: u32) -> &[u8] {
+    /// The row at this position, in RowBinary with its prefix.
+    pub fn row(&self, at: u32) -> &[u8] {
         let at = at as usize;
         let start = if at == 0 { 0 } else { self.ends[at - 1] as usize };
         &self.bytes[start..self.ends[at] as usize]
@@ -90,6 +90,15 @@ pub struct Malformed {
     pub record: Vec<u8>,
 }
 
+/// A row whose bytes do not read as its table's columns; see [`native::is_row_of`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    pub table: Table,
+    pub key: RowKey,
+    /// With its prefix.
+    pub row: Vec<u8>,
+}
+
 /// What is sent as one: decided once, with its range, and the same range whenever it is sent again.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -97,6 +106,7 @@ pub struct Batch {
     /// Only tables that have rows.
     pub tables: Vec<TableRows>,
     pub malformed: Vec<Malformed>,
+    pub unreadable: Vec<Unreadable>,
     pub records: u64,
 }
 
@@ -122,6 +132,7 @@ pub struct BatchBuilder {
     last: Option<Seq>,
     tables: [Option<Forming>; Table::ALL.len()],
     malformed: Vec<Malformed>,
+    unreadable: Vec<Unreadable>,
     records: u64,
     rows: usize,
     bytes: usize,
@@ -143,6 +154,7 @@ impl BatchBuilder {
             last: None,
             tables: [const { None }; Table::ALL.len()],
             malformed: Vec::new(),
+            unreadable: Vec::new(),
             records: 0,
             rows: 0,
             bytes: 0,
@@ -163,11 +175,17 @@ impl BatchBuilder {
         }
         let mut row_indexes = [0u16; Table::ALL.len()];
         for section in Sections::of(record).map_while(Result::ok) {
-            let slot = section.table.index();
+            let (table, slot) = (section.table, section.table.index());
+            let key = RowKey { seq, row_index: row_indexes[slot] };
+            row_indexes[slot] = key.row_index.wrapping_add(1);
+            if !native::is_row_of(table, PREFIX_COLUMNS, section.row) {
+                let mut row = Vec::with_capacity(PREFIX_BYTES + section.row.len());
+                put_row(&mut row, self.journal, key, section.row);
+                self.unreadable.push(Unreadable { table, key, row });
+                continue;
+            }
             let forming = self.tables[slot].get_or_insert_with(Forming::new);
-            let row_index = row_indexes[slot];
-            row_indexes[slot] = row_index.wrapping_add(1);
-            forming.push(self.journal, RowKey { seq, row_index }, section.row, section.received_at);
+            forming.push(self.journal, key, section.row, section.received_at);
             self.rows += 1;
             self.bytes += PREFIX_BYTES + section.row.len();
         }
@@ -178,7 +196,8 @@ impl BatchBuilder {
         let range = SeqRange { first: self.first, last: self.last? };
         let tables = Table::ALL.into_iter().zip(self.tables);
         let tables = tables.filter_map(|(table, forming)| forming.map(|forming| forming.finish(table))).collect();
-        Some(Batch { range, tables, malformed: self.malformed, records: self.records })
+        let Self { malformed, unreadable, records, .. } = self;
+        Some(Batch { range, tables, malformed, unreadable, records })
     }
 }
 
@@ -188,10 +207,7 @@ impl Forming {
     }
 
     fn push(&mut self, journal: JournalId, key: RowKey, row: &[u8], received_at: i64) {
-        put_uuid(&mut self.bytes, journal.0);
-        put_u64(&mut self.bytes, key.seq);
-        self.bytes.extend_from_slice(&key.row_index.to_le_bytes());
-        self.bytes.extend_from_slice(row);
+        put_row(&mut self.bytes, journal, key, row);
         self.keys.push(key);
         // A batch ends soon after MAX_BATCH_BYTES, and a record is far below 4 GiB.
         self.ends.push(self.bytes.len() as u32);
@@ -200,14 +216,21 @@ impl Forming {
 
     fn finish(self, table: Table) -> TableRows {
         let Self { keys, ends, bytes, received } = self;
-        TableRows { table, keys, ends, bytes: bytes.into(), received }
+        TableRows { table, keys, ends, bytes, received }
     }
+}
+
+fn put_row(out: &mut Vec<u8>, journal: JournalId, key: RowKey, row: &[u8]) {
+    put_uuid(out, journal.0);
+    put_u64(out, key.seq);
+    out.extend_from_slice(&key.row_index.to_le_bytes());
+    out.extend_from_slice(row);
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::telemetry::row::{DeviceEvent, UnixMillis};
+    use crate::telemetry::row::{append_section, DeviceEvent, UnixMillis};
 
     /// A record of `rows` device events received at `received_at`.
     pub fn record(rows: usize, received_at: i64) -> Vec<u8> {
@@ -246,14 +269,31 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_selection_of_rows_is_the_bytes_of_those_rows() {
+    fn a_row_is_its_prefix_and_its_bytes_and_a_selection_holds_only_its_rows() {
         let batch = batch(&[(5, 1), (7, 3)]);
         let rows = &batch.tables[0];
-        assert_eq!(rows.bytes_of(&[0, 1, 2, 3]), rows.all_bytes());
-        let third = rows.bytes_of(&[2]);
+        let third = rows.row(2);
         assert_eq!(third[16..24], 7u64.to_le_bytes());
         assert_eq!(third[24..26], 1u16.to_le_bytes());
-        assert_eq!(rows.bytes_of(&[]).len(), 0);
+        assert_eq!(rows.block(&Selection::Some(vec![0, 1, 2, 3])), rows.block(&Selection::All));
+        // Columns first, then rows, as varints.
+        let columns = Table::DeviceEvents.columns().len() as u8;
+        assert_eq!(rows.block(&Selection::All)[..2], [columns, 4]);
+        assert_eq!(rows.block(&Selection::Some(vec![2]))[..2], [columns, 1]);
+    }
+
+    #[test]
+    fn a_row_that_its_table_cannot_hold_is_kept_apart_from_the_others() {
+        let mut builder = BatchBuilder::new(JournalId(uuid::Uuid::nil()), 1);
+        let mut mixed = record(1, 1);
+        append_section(&mut mixed, Table::DeviceEvents, |row| row.extend_from_slice(&[0; 17]));
+        mixed.extend(record(1, 1));
+        builder.push(1, &mixed);
+        let batch = builder.finish().expect("records");
+        let keys: Vec<_> = batch.tables[0].keys().iter().map(|key| key.row_index).collect();
+        assert_eq!((keys, batch.unreadable.len()), (vec![0, 2], 1));
+        assert_eq!(batch.unreadable[0].key, RowKey { seq: 1, row_index: 1 });
+        assert_eq!(batch.unreadable[0].row.len(), PREFIX_BYTES + 17);
     }
 
     #[test]
@@ -272,9 +312,10 @@ pub(super) mod tests {
     fn a_batch_is_full_by_rows_or_by_bytes() {
         let mut builder = BatchBuilder::new(JournalId(uuid::Uuid::nil()), 1);
         let thousand = record(1_000, 1);
-        (0..49).for_each(|seq| builder.push(seq, &thousand));
+        let records = MAX_BATCH_ROWS as u64 / 1_000;
+        (1..records).for_each(|seq| builder.push(seq, &thousand));
         assert!(!builder.is_full());
-        builder.push(50, &thousand);
+        builder.push(records, &thousand);
         assert!(builder.is_full());
     }
 }

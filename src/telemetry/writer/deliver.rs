@@ -9,13 +9,14 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::backoff::Backoff;
-use super::batch::{Batch, SeqRange, TableRows};
+use super::batch::{Batch, RowKey, SeqRange, TableRows};
 use super::plan::{batch_prefix, compare, token, Comparison, Selection};
 use super::presence::{self, Span};
 use super::set_aside::SetAside;
 use super::status::WriterStatus;
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseError, ErrorClass};
 use crate::telemetry::journal::JournalId;
+use crate::telemetry::row::Table;
 
 /// How often one insert may be answered with an error of no known class before its rows are suspected: with the
 /// backoff's longest wait that is most of a minute in which the fault may pass.
@@ -23,6 +24,9 @@ const UNKNOWN_ANSWERS_BEFORE_REJECTION: u32 = 12;
 
 /// How often a single row is refused before it is set aside: once could be a request that was damaged on its way.
 const REJECTIONS_BEFORE_SET_ASIDE: u32 = 2;
+
+/// Why a row was set aside that was never sent.
+const UNREADABLE: &str = "its bytes do not read as the columns of its table";
 
 /// What delivery needs; shared by the batches on their way and the audit.
 pub struct Courier {
@@ -49,6 +53,9 @@ impl Courier {
             self.set_aside_until_done(|set_aside| set_aside.keep_record(malformed)).await;
             self.status.lock().records_set_aside += 1;
             tracing::error!(seq = malformed.seq, why = %malformed.why, "record does not read as rows and is set aside");
+        }
+        for unreadable in &batch.unreadable {
+            self.give_up(unreadable.table, unreadable.key, &unreadable.row, UNREADABLE).await;
         }
         for rows in &batch.tables {
             self.deliver_rows(batch.range, rows, Selection::All, 0, is_suspect).await;
@@ -109,7 +116,8 @@ impl Courier {
                         return Some(piece.rows);
                     }
                     if piece.rejections >= REJECTIONS_BEFORE_SET_ASIDE {
-                        self.give_up(rows, &piece.rows, &error).await;
+                        let at = piece.rows.first();
+                        self.give_up(rows.table, rows.keys()[at as usize], rows.row(at), &chain(&error)).await;
                         return None;
                     }
                     piece.is_suspect = true;
@@ -124,16 +132,13 @@ impl Courier {
         let token = token(self.journal, range, table, &piece.rows, rows.keys(), piece.generation);
         // Tokens are made of hex, digits, '-', ':' and the table's name: nothing to escape.
         let sql = format!(
-            "INSERT INTO {} ({}) SETTINGS insert_deduplication_token = '{token}', log_comment = '{token}' FORMAT RowBinary",
+            "INSERT INTO {} ({}) SETTINGS insert_deduplication_token = '{token}', log_comment = '{token}' FORMAT Native",
             table.name(),
-            table.columns(),
+            table.column_list(),
         );
-        let bytes = match &piece.rows {
-            Selection::All => rows.all_bytes(),
-            Selection::Some(positions) => rows.bytes_of(positions),
-        };
+        let block = rows.block(&piece.rows);
         let started = Instant::now();
-        self.clickhouse.insert(&sql, bytes).await?;
+        self.clickhouse.insert(&sql, block.into()).await?;
         let took = started.elapsed();
         let mut status = self.status.lock();
         status.inserts += 1;
@@ -189,16 +194,9 @@ impl Courier {
         Ok(seen)
     }
 
-    async fn give_up(&self, rows: &TableRows, selection: &Selection, why: &ClickHouseError) {
-        let position = match selection {
-            Selection::All => 0,
-            Selection::Some(positions) => positions[0],
-        };
-        let key = rows.keys()[position as usize];
-        let row = rows.bytes_of(&[position]);
-        let why = chain(why);
-        tracing::error!(table = rows.table.name(), seq = key.seq, row_index = key.row_index, why, "row is set aside");
-        self.set_aside_until_done(|set_aside| set_aside.keep_row(rows.table, key, &row, &why)).await;
+    async fn give_up(&self, table: Table, key: RowKey, row: &[u8], why: &str) {
+        tracing::error!(table = table.name(), seq = key.seq, row_index = key.row_index, why, "row is set aside");
+        self.set_aside_until_done(|set_aside| set_aside.keep_row(table, key, row, why)).await;
         self.status.lock().rows_set_aside += 1;
     }
 

@@ -42,6 +42,14 @@ impl Selection {
         }
     }
 
+    /// The position of its first row. A selection is never empty.
+    pub fn first(&self) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Some(positions) => positions[0],
+        }
+    }
+
     /// The two halves of a selection of two or more, to find the row that ClickHouse will not have.
     pub fn halves(&self, all: usize) -> (Self, Self) {
         let mut front = self.positions(all);

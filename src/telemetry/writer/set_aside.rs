@@ -71,7 +71,7 @@ impl SetAside {
             "seq": key.seq,
             "row_index": key.row_index,
             "why": why,
-            "sql": format!("INSERT INTO {} ({}) FORMAT RowBinary", table.name(), table.columns()),
+            "sql": format!("INSERT INTO {} ({}) FORMAT RowBinary", table.name(), table.column_list()),
         });
         self.keep(&name, "rowbinary", row, &note)?;
         self.rows.lock().insert((table, key));

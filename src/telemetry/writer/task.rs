@@ -57,8 +57,10 @@ impl Task {
         checkpoint: Checkpoint,
         found: Option<Position>,
     ) -> Self {
-        let before_first = journal.first_seq().saturating_sub(1);
         let suspect_through = journal.written_seq();
+        // Asked after that: a journal without a segment has nothing at or below what was written then.
+        let first_segment = journal.segments().first().map(|segment| segment.first_seq.saturating_sub(1));
+        let before_first = first_segment.unwrap_or(suspect_through);
         let mut position = found.unwrap_or(Position { committed: before_first, open: Vec::new() });
         position.committed = position.committed.max(before_first);
         let reopened = position.open.drain(..).filter(|range| range.last > position.committed).collect();
