@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::rig::{load, machine, options, Rig};
-use crate::support::client::{proto, Client};
 use crate::support::clickhouse::Engine;
+use crate::support::client::{proto, Client};
 use crate::support::{wait_until, ADMIN_KEY};
 
 /// Heartbeats a second.
@@ -57,9 +57,9 @@ impl SmallDisk {
     /// Takes all the room that there is now, to the last page.
     fn fill(&mut self) {
         let path = self.ballast_path();
-        let file = self.ballast.get_or_insert_with(|| {
-            OpenOptions::new().create(true).append(true).open(path).expect("room for a name")
-        });
+        let file = self
+            .ballast
+            .get_or_insert_with(|| OpenOptions::new().create(true).append(true).open(path).expect("room for a name"));
         let block = [0; 4096];
         while file.write(&block).is_ok_and(|written| written > 0) {}
     }

@@ -20,13 +20,16 @@ fn rows_are_not_set_aside_for_an_error_that_is_clickhouses_own() {
     rig.statement(broken);
     rig.begin(&load(RATE));
     let since = Instant::now();
-    assert!(wait_until(GRUDGE, || rig.server.metrics().get("fleetd_writer_retries_total") > 3.0), "{}", rig.server.log());
+    assert!(
+        wait_until(GRUDGE, || rig.server.metrics().get("fleetd_writer_retries_total") > 3.0),
+        "{}",
+        rig.server.log()
+    );
     while since.elapsed() < GRUDGE {
         let set_aside = rig.server.metrics().get("fleetd_writer_rows_set_aside_total");
         assert_eq!(set_aside, 0.0, "after {:?}\n{}", since.elapsed(), rig.server.log());
         std::thread::sleep(Duration::from_secs(1));
     }
-    println!("{}", rig.server.log());
     rig.statement("ALTER TABLE heartbeats DROP COLUMN broken");
     rig.end();
     rig.verify("clickhouse failed for a minute");

@@ -308,7 +308,8 @@ fn options_that_cannot_work_are_refused_by_name_and_value() {
 fn watching_a_journal_while_its_segments_come_and_go_blocks_nobody() {
     let dir = folder();
     let segment_bytes = MIN_SEGMENT_BYTES;
-    let (journal, _) = Journal::open(JournalOptions { segment_bytes, ..options(dir.path()) }).expect("the journal opens");
+    let (journal, _) =
+        Journal::open(JournalOptions { segment_bytes, ..options(dir.path()) }).expect("the journal opens");
     let (done, is_done) = std::sync::mpsc::sync_channel(0);
     let is_over = Arc::new(AtomicBool::new(false));
     for _ in 0..2 {
