@@ -14,6 +14,7 @@ mod audit;
 mod clock;
 mod damage;
 mod full_disk;
+mod grudge;
 mod kill;
 mod random;
 mod rig;

@@ -112,3 +112,25 @@ async fn a_missing_table_is_waited_for_and_nothing_is_set_aside() {
     assert!(files(&fixture, "rowbinary").is_empty());
     writer.shutdown(SOON).await.expect("stops");
 }
+
+/// What an operator did to the table is not the rows' fault, whatever code ClickHouse has for it.
+#[tokio::test]
+async fn a_table_that_refuses_every_row_is_waited_for_and_no_row_is_blamed() {
+    let mut fixture = Fixture::new().await;
+    fixture.execute("ALTER TABLE heartbeats ADD CONSTRAINT never CHECK 0").await;
+    fixture.append(1_000).await;
+    let writer = fixture.start_writer();
+    // Long enough that the batch was halved down to rows of which each was refused alone.
+    writer.flush(fixture.last_seq, std::time::Duration::from_secs(10)).await.expect_err("every row is refused");
+    assert_eq!(writer.status().rows_set_aside, 0);
+    fixture.execute("ALTER TABLE heartbeats DROP CONSTRAINT never").await;
+    let inserts = writer.status().inserts;
+    writer.flush(fixture.last_seq, SOON).await.expect("flushed");
+    fixture.assert_exactly_once().await;
+    assert_eq!(fixture.stored(Table::Heartbeats).await, Stored { rows: 1_000, distinct: 1_000 });
+    let status = writer.status();
+    assert_eq!((status.rows_set_aside, files(&fixture, "rowbinary").len()), (0, 0));
+    // What was in doubt goes together again, not row by row.
+    assert!(status.inserts - inserts < 30, "{} inserts", status.inserts - inserts);
+    writer.shutdown(SOON).await.expect("stops");
+}

@@ -3,6 +3,10 @@
 //! An insert ends in one of four ways. Stored: done. Refused for now: again, later. Refused for good: halved until the
 //! rows at fault are alone, which are set aside. Unknown: no insert of the batch may be running any more, then
 //! ClickHouse says which rows it has, and the others are sent.
+//!
+//! No row is set aside on ClickHouse's word alone: a disk that is full, a column that was altered or a constraint that
+//! fails refuse every row of a fleet. A row is at fault when ClickHouse takes others of its table and not this one.
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,6 +38,14 @@ pub struct Courier {
     pub journal: JournalId,
     pub set_aside: SetAside,
     pub status: Arc<Mutex<WriterStatus>>,
+    /// Inserts that ClickHouse acknowledged, by table.
+    pub accepted: [AtomicU64; Table::ALL.len()],
+}
+
+/// Rows that ClickHouse refused for good, as it said: more than one, or one that was refused more than once.
+struct Refused {
+    rows: Selection,
+    error: ClickHouseError,
 }
 
 /// Rows that travel together.
@@ -77,16 +89,42 @@ impl Courier {
         is_suspect: bool,
     ) {
         let mut pieces = vec![Piece { rows: selection, generation, is_suspect, rejections: 0 }];
-        while let Some(piece) = pieces.pop() {
-            if let Some(rejected) = self.deliver_piece(range, rows, piece).await {
-                let (front, back) = rejected.halves(rows.len());
+        // Refused alone, while ClickHouse took nothing else of the table: not yet their fault.
+        let mut doubtful: Vec<u32> = Vec::new();
+        let mut accepted_before_refusal = None;
+        let mut backoff = Backoff::default();
+        loop {
+            let takes_others = accepted_before_refusal.is_some_and(|before| self.accepted(rows.table) > before);
+            if !doubtful.is_empty() && (takes_others || pieces.is_empty()) {
+                doubtful.sort_unstable();
+                let rows = Selection::Some(std::mem::take(&mut doubtful));
+                pieces.push(Piece { rows, generation, is_suspect: true, rejections: 0 });
+            }
+            let Some(piece) = pieces.pop() else { return };
+            let Some(refused) = self.deliver_piece(range, rows, piece).await else { continue };
+            let accepted = self.accepted(rows.table);
+            let before = *accepted_before_refusal.get_or_insert(accepted);
+            if refused.rows.len(rows.len()) > 1 {
+                let (front, back) = refused.rows.halves(rows.len());
                 pieces.extend([back, front].map(|rows| Piece { rows, generation, is_suspect: true, rejections: 0 }));
+                continue;
+            }
+            let at = refused.rows.first();
+            if accepted > before {
+                self.give_up(rows.table, rows.keys()[at as usize], rows.row(at), &chain(&refused.error)).await;
+            } else {
+                doubtful.push(at);
+                self.wait(&mut backoff, range, &refused.error).await;
             }
         }
     }
 
-    /// Gives back rows that were refused for good, if they are more than one.
-    async fn deliver_piece(&self, range: SeqRange, rows: &TableRows, mut piece: Piece) -> Option<Selection> {
+    fn accepted(&self, table: Table) -> u64 {
+        self.accepted[table.index()].load(Ordering::Relaxed)
+    }
+
+    /// `None` when they are there.
+    async fn deliver_piece(&self, range: SeqRange, rows: &TableRows, mut piece: Piece) -> Option<Refused> {
         let mut backoff = Backoff::default();
         loop {
             if piece.is_suspect {
@@ -112,13 +150,8 @@ impl Courier {
                 }
                 ErrorClass::Rejected | ErrorClass::UnknownOutcome => {
                     piece.rejections += 1;
-                    if piece.rows.len(rows.len()) > 1 {
-                        return Some(piece.rows);
-                    }
-                    if piece.rejections >= REJECTIONS_BEFORE_SET_ASIDE {
-                        let at = piece.rows.first();
-                        self.give_up(rows.table, rows.keys()[at as usize], rows.row(at), &chain(&error)).await;
-                        return None;
+                    if piece.rows.len(rows.len()) > 1 || piece.rejections >= REJECTIONS_BEFORE_SET_ASIDE {
+                        return Some(Refused { rows: piece.rows, error });
                     }
                     piece.is_suspect = true;
                 }
@@ -140,6 +173,7 @@ impl Courier {
         let started = Instant::now();
         self.clickhouse.insert(&sql, block.into()).await?;
         let took = started.elapsed();
+        self.accepted[table.index()].fetch_add(1, Ordering::Relaxed);
         let mut status = self.status.lock();
         status.inserts += 1;
         status.insert_time += took;

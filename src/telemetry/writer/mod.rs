@@ -85,8 +85,13 @@ pub fn start(journal: Journal, clickhouse: ClickHouse, options: WriterOptions) -
     let (checkpoint, position) = checkpoint::Checkpoint::open(&path, journal.id())?;
     let set_aside = set_aside::SetAside::open(&options.data_dir.join("set-aside"), journal.id())?;
     let shared = Arc::new(handle::Shared::new());
-    let courier =
-        Arc::new(deliver::Courier { clickhouse, journal: journal.id(), set_aside, status: Arc::clone(&shared.status) });
+    let courier = Arc::new(deliver::Courier {
+        clickhouse,
+        journal: journal.id(),
+        set_aside,
+        status: Arc::clone(&shared.status),
+        accepted: Default::default(),
+    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WriterError::Thread)?;
     let thread = std::thread::Builder::new().name("clickhouse-writer".into()).spawn({
         let (journal, shared) = (journal.clone(), Arc::clone(&shared));
