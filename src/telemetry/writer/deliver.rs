@@ -44,6 +44,14 @@ struct Piece {
     /// Whether they may be there already.
     is_suspect: bool,
     rejections: u32,
+    /// Answers with an error of no known class.
+    unknown_answers: u32,
+}
+
+impl Piece {
+    fn new(rows: Selection, generation: u32, is_suspect: bool) -> Self {
+        Self { rows, generation, is_suspect, rejections: 0, unknown_answers: 0 }
+    }
 }
 
 impl Courier {
@@ -76,11 +84,11 @@ impl Courier {
         generation: u32,
         is_suspect: bool,
     ) {
-        let mut pieces = vec![Piece { rows: selection, generation, is_suspect, rejections: 0 }];
+        let mut pieces = vec![Piece::new(selection, generation, is_suspect)];
         while let Some(piece) = pieces.pop() {
             if let Some(rejected) = self.deliver_piece(range, rows, piece).await {
                 let (front, back) = rejected.halves(rows.len());
-                pieces.extend([back, front].map(|rows| Piece { rows, generation, is_suspect: true, rejections: 0 }));
+                pieces.extend([back, front].map(|rows| Piece::new(rows, generation, true)));
             }
         }
     }
@@ -103,7 +111,8 @@ impl Courier {
                 }
             }
             let Err(error) = self.send(range, rows, &piece).await else { return None };
-            let is_given_up = error.code.is_some() && backoff.attempts() >= UNKNOWN_ANSWERS_BEFORE_REJECTION;
+            piece.unknown_answers += u32::from(error.code.is_some() && error.class == ErrorClass::UnknownOutcome);
+            let is_given_up = piece.unknown_answers >= UNKNOWN_ANSWERS_BEFORE_REJECTION;
             match error.class {
                 ErrorClass::Retryable => {}
                 ErrorClass::UnknownOutcome if !is_given_up => {
