@@ -79,7 +79,7 @@ pub struct Server {
     _temporary: Option<tempfile::TempDir>,
     /// `None` once it ended.
     child: Option<Child>,
-    /// Where the ready line comes, while it is waited for. The lock is only for tests that share a server.
+    /// Where the ready line comes, while it is waited for.
     starting: Mutex<Option<mpsc::Receiver<String>>>,
     http: SocketAddr,
     clickhouse: SocketAddr,
@@ -266,7 +266,12 @@ impl Server {
 
     /// Waits until the server that [`Self::begin_restart`] started is ready.
     pub fn await_ready(&mut self) {
-        let ready = self.starting.get_mut().ok().and_then(Option::take).expect("a server that is starting");
+        let ready = self
+            .starting
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()
+            .expect("a server that is starting");
         let line = match ready.recv_timeout(READY_WITHIN) {
             Ok(line) => line,
             Err(reason) => {
