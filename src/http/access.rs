@@ -114,11 +114,14 @@ impl Access {
     ) -> Result<Arc<DeviceEntry>, ApiError> {
         let entry = self.directory.find(device_id);
         let principal = self.identify(call, entry.as_ref()).await?;
-        let id = DeviceId::check(device_id);
-        if let Err(reason) = id {
+        let rule = rule_of(method)?;
+        if principal == Principal::Anonymous {
+            // Who shows no key is told that first, whatever else is wrong with the request.
+            auth::authorize(&principal, rule, None)?;
+        }
+        if let Err(reason) = DeviceId::check(device_id) {
             return Err(ApiError::invalid_argument(format!("device_id {reason}")));
         }
-        let rule = rule_of(method)?;
         match entry {
             Some(entry) => {
                 auth::authorize(&principal, rule, Some(&entry.id))?;
