@@ -168,8 +168,15 @@ async fn in_envelope(
             let code = facts.code.or_else(|| ErrorCode::from_name(&error.code)).unwrap_or(ErrorCode::Unknown);
             // Where connectrpc chose a status of its own (413, 415, …) that one is more exact.
             let usual = connectrpc::ErrorCode::from_grpc_code(code.grpc()).map(|code| code.http_status());
-            let status =
-                if usual == Some(status) { StatusCode::from_u16(code.http_status()).unwrap_or(status) } else { status };
+            let status = if code == ErrorCode::ResourceExhausted && facts.code.is_none() {
+                // No service said this, so it is connectrpc's, which has one reason: the message is too large. As a
+                // 429 it would be sent again.
+                StatusCode::PAYLOAD_TOO_LARGE
+            } else if usual == Some(status) {
+                StatusCode::from_u16(code.http_status()).unwrap_or(status)
+            } else {
+                status
+            };
             (status, code, error.message)
         }
         (StatusCode::UNSUPPORTED_MEDIA_TYPE, Err(_)) => {
