@@ -76,6 +76,7 @@ impl Gateway {
         B::Error: std::error::Error + Send + Sync + 'static,
     {
         use tower_service::Service as _;
+        lower_content_type(&mut request);
         if is_grpc(&request) && request.version() < Version::HTTP_2 {
             let message = "gRPC needs HTTP/2; over HTTP/1.1 use Connect or gRPC-Web";
             return plain_error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorCode::InvalidArgument, message, id);
@@ -94,6 +95,16 @@ impl Gateway {
         }
         let facts = std::mem::take(&mut *facts.0.lock());
         in_envelope(response, &asked, id, &facts).await
+    }
+}
+
+/// Media types are case-insensitive (RFC 9110, section 8.3.1); connectrpc compares them as they come.
+fn lower_content_type<B>(request: &mut Request<B>) {
+    let Some(value) = request.headers_mut().get_mut(CONTENT_TYPE) else { return };
+    if value.as_bytes().iter().any(u8::is_ascii_uppercase) {
+        if let Ok(lower) = HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()) {
+            *value = lower;
+        }
     }
 }
 
