@@ -181,6 +181,17 @@ impl Access {
         Ok(principal)
     }
 
+    /// What to answer to a request that could not be decoded, which is `error` or that there were too many: it
+    /// names no device whose limit could pay, so the caller's network does, unless it shows the admin's key.
+    pub fn undecodable(&self, call: &mut Call, error: ApiError) -> ApiError {
+        if let Ok(Some(credential)) = &call.credential {
+            if credential.claim(&self.admin) == Claim::Admin {
+                return error;
+            }
+        }
+        self.take_anonymous(call).err().unwrap_or(error)
+    }
+
     /// Takes one request out of the bucket of the caller's network.
     fn take_anonymous(&self, call: &mut Call) -> Result<(), ApiError> {
         let Some(buckets) = &self.anonymous else { return Ok(()) };
