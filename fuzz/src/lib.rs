@@ -1,5 +1,7 @@
 //! What must hold for every decoder that strangers' bytes reach, one function each: it takes any bytes and panics when
 //! a promise is broken. libFuzzer calls these (`fuzz_targets/`), and so does `tests/mutations.rs` in every test run.
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use fleetd::auth::credential;
 use fleetd::http::{pages, registration};
 use fleetd::ids::DeviceId;
@@ -121,15 +123,18 @@ pub fn credential_headers(bytes: &[u8]) {
         Err(error) => {
             let told = error.to_string();
             is_short(&told);
-            // Short values occur in any sentence.
-            let repeats =
-                |value: &&&[u8]| value.len() >= 24 && told.as_bytes().windows(value.len()).any(|part| part == **value);
-            assert!(values.iter().find(repeats).is_none(), "an error repeats what was shown: {told}");
+            let keys = values.iter().filter(|value| value.windows(4).any(|part| part == b"fdk_"));
+            assert!(keys.count() == 0 || !told.contains("fdk_"), "an error repeats a key: {told}");
         }
     }
 }
 
-const SALT: u32 = 0x5eed_5eed;
+/// Clients do not know a journal's salt. With a constant one, libFuzzer learns to forge checksums.
+fn salt_of(bytes: &[u8]) -> u32 {
+    let mut hash = DefaultHasher::new();
+    bytes.hash(&mut hash);
+    hash.finish() as u32
+}
 
 /// The first byte says how the rest is used: as the frames of a segment as they are, or as the payloads of good
 /// frames, one bit of which is then flipped.
@@ -138,14 +143,15 @@ pub fn journal_segment(bytes: &[u8]) {
     let _ = format::SegmentHeader::decode(rest);
     let _ = format::SegmentFooter::decode(rest);
     if how % 2 == 0 {
-        scan_is_sound(rest, 0, Seq::MAX);
+        scan_is_sound(rest, salt_of(bytes));
     } else if let Some((flip, payloads)) = rest.split_first_chunk::<4>() {
-        one_flipped_bit_loses_one_record(u32::from_le_bytes(*flip) as usize, payloads);
+        one_flipped_bit_loses_one_record(u32::from_le_bytes(*flip) as usize, payloads, salt_of(bytes));
     }
 }
 
-fn scan_is_sound(frames: &[u8], after: Seq, below: Seq) -> format::Scan {
-    let found = format::scan(frames, SALT, after, below);
+fn scan_is_sound(frames: &[u8], salt: u32) -> format::Scan {
+    let after = 0;
+    let found = format::scan(frames, salt, after, Seq::MAX);
     assert!(found.data_end <= frames.len());
     assert!(found.torn_bytes <= frames.len() && found.superseded_bytes <= frames.len());
     assert!(found.last_seq >= after);
@@ -159,22 +165,22 @@ fn scan_is_sound(frames: &[u8], after: Seq, below: Seq) -> format::Scan {
     found
 }
 
-fn one_flipped_bit_loses_one_record(flip: usize, payloads: &[u8]) {
+fn one_flipped_bit_loses_one_record(flip: usize, payloads: &[u8], salt: u32) {
     let mut frames = Vec::new();
     let mut records = 0;
     for payload in payloads.split(|byte| *byte == 0) {
         records += 1;
-        let crc = format::payload_crc(SALT, payload);
-        frames.extend(format::frame_header(SALT, payload.len() as u32, records, crc));
+        let crc = format::payload_crc(salt, payload);
+        frames.extend(format::frame_header(salt, payload.len() as u32, records, crc));
         frames.extend(payload);
     }
-    let whole = scan_is_sound(&frames, 0, Seq::MAX);
+    let whole = scan_is_sound(&frames, salt);
     assert_eq!((whole.records, whole.last_seq, whole.data_end), (records, records, frames.len()), "{whole:?}");
     assert!(whole.damage.is_empty() && whole.torn_bytes == 0);
 
     let bit = flip % (frames.len() * 8);
     frames[bit / 8] ^= 1 << (bit % 8);
-    let hit = scan_is_sound(&frames, 0, Seq::MAX);
+    let hit = scan_is_sound(&frames, salt);
     assert_eq!(hit.records, records - 1, "bit {bit} of {}: {hit:?}", frames.len());
     assert!(!hit.damage.is_empty() || hit.torn_bytes > 0, "the flip was not noticed: {hit:?}");
 }

@@ -80,7 +80,7 @@ pub struct Server {
     /// `None` once it ended.
     child: Option<Child>,
     /// Where the ready line comes, while it is waited for.
-    starting: Option<mpsc::Receiver<String>>,
+    starting: Mutex<Option<mpsc::Receiver<String>>>,
     http: SocketAddr,
     clickhouse: SocketAddr,
     log: Arc<Mutex<VecDeque<String>>>,
@@ -103,7 +103,7 @@ impl Server {
             _temporary: temporary,
             options,
             child: None,
-            starting: None,
+            starting: Mutex::default(),
             http: nowhere,
             clickhouse: nowhere,
             log: Arc::default(),
@@ -161,7 +161,7 @@ impl Server {
 
     /// Kills the server as a crash would, and waits until it is gone. The engine is left to its own devices.
     pub fn sigkill(&mut self) {
-        self.starting = None;
+        self.starting = Mutex::default();
         if let Some(mut child) = self.child.take() {
             child.kill().expect("the server is killed");
             child.wait().expect("the server's end");
@@ -261,12 +261,17 @@ impl Server {
             // Only the first line is waited for, and nobody listens once it has come.
             let _ = lines.try_send(line);
         });
-        self.starting = Some(ready);
+        self.starting = Mutex::new(Some(ready));
     }
 
     /// Waits until the server that [`Self::begin_restart`] started is ready.
     pub fn await_ready(&mut self) {
-        let ready = self.starting.take().expect("a server that is starting");
+        let ready = self
+            .starting
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()
+            .expect("a server that is starting");
         let line = match ready.recv_timeout(READY_WITHIN) {
             Ok(line) => line,
             Err(reason) => {

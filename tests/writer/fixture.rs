@@ -98,6 +98,11 @@ impl Fixture {
         writer::start(self.journal.clone(), clickhouse, self.options.clone()).expect("the writer starts")
     }
 
+    /// Everything on disk, nothing in the way of whoever changes the files.
+    pub async fn close_journal(&mut self) {
+        self.journal.close().await;
+    }
+
     /// Closes the journal as a crash of the process would not: it is opened again from its files.
     pub fn reopen_journal(&mut self) {
         // Dropping the last handle ends the keeper; until then the folder is in use.

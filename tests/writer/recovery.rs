@@ -8,14 +8,20 @@ use crate::proxy::{Fault, Proxy};
 
 #[tokio::test]
 async fn a_writer_that_dies_at_random_moments_loses_and_doubles_nothing() {
+    for seed in 1..=4 {
+        die_at_random_moments(seed).await;
+    }
+}
+
+async fn die_at_random_moments(seed: u64) {
     let upstream = shared_engine().await.url();
     let mut fixture = Fixture::new().await;
     let proxy = Proxy::start(&upstream, Duration::from_millis(300));
-    let mut random = Random(1);
+    let mut random = Random(seed);
     for round in 0..25 {
         // Some inserts arrive when the writer that sent them is dead.
         let faults = [Fault::None, Fault::LateRequest, Fault::DropResponse, Fault::CutBody];
-        proxy.plan([faults[random.below(4) as usize]]);
+        proxy.plan([faults[random.below(4) as usize], faults[random.below(4) as usize]]);
         let writer = fixture.start_writer_through(ClickHouse::new(&config(&proxy.url(), &fixture.database)));
         for _ in 0..random.below(4) {
             fixture.append(1 + random.below(2_000)).await;
@@ -30,7 +36,7 @@ async fn a_writer_that_dies_at_random_moments_loses_and_doubles_nothing() {
     let writer = fixture.start_writer();
     writer.audit(fixture.last_seq, SOON).await.expect("audited");
     fixture.assert_exactly_once().await;
-    assert_eq!(writer.status().rows_doubled, 0);
+    assert_eq!(writer.status().rows_doubled, 0, "seed {seed}");
     writer.shutdown(SOON).await.expect("stops");
 }
 
@@ -105,4 +111,33 @@ async fn a_checkpoint_of_another_journal_is_not_believed() {
     let writer = fixture.start_writer();
     writer.shutdown(SOON).await.expect("stops");
     fixture.assert_exactly_once().await;
+}
+
+#[tokio::test]
+async fn a_damaged_record_holds_up_neither_the_others_nor_the_shutdown() {
+    let mut fixture = Fixture::new().await;
+    fixture.append(10).await;
+    fixture.append_raw(b"\xffthe record that rots").await;
+    let last = fixture.last_seq;
+    let segment = fixture.dir.path().join("journal");
+    fixture.close_journal().await;
+    for entry in std::fs::read_dir(segment).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let Ok(mut bytes) = std::fs::read(&path) else { continue };
+        if let Some(at) = bytes.windows(7).position(|window| window == b"record ") {
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).expect("damaged");
+        }
+    }
+    fixture.reopen_journal();
+    let writer = fixture.start_writer();
+    writer.shutdown(SOON).await.expect("stops");
+    assert_eq!(writer.status().records_set_aside, 0, "seq {last} was not damaged");
+    fixture.assert_exactly_once().await;
+    fixture.append(10).await;
+    let writer = fixture.start_writer();
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    fixture.assert_exactly_once().await;
+    writer.shutdown(SOON).await.expect("stops");
+    assert!(!writer.status().is_running);
 }

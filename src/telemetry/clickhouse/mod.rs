@@ -147,7 +147,9 @@ impl ClickHouse {
             .insert_formatted_with(sql)
             // ClickHouse 26 buffers inserts by default, and then acknowledges before a part exists.
             .with_setting("async_insert", "0")
-            .with_setting("max_execution_time", seconds);
+            .with_setting("max_execution_time", seconds)
+            // A clock that jumps may spread a batch over many days; refusing it would stop the journal for ever.
+            .with_setting("max_partitions_per_insert_block", "0");
         let sent = async {
             insert.send(rows).await?;
             insert.end().await

@@ -1,7 +1,7 @@
 //! Rows turned into columns: one block of ClickHouse's Native format from many RowBinary rows. Pure.
 //!
 //! ClickHouse takes a columnar block with a quarter to a third less CPU than the same rows as RowBinary (the figures are
-//! in `docs/decisions/`); turning them costs the writer a tenth of what it saves. The layout is that of
+//! in `docs/decisions/clickhouse-writer.md`); turning them costs the writer a fraction of what it saves. The layout is that of
 //! <https://clickhouse.com/docs/interfaces/formats/Native> at protocol revision 0, as HTTP speaks it:
 //!
 //! ```text
@@ -20,6 +20,9 @@ use super::table::Table;
 const DICTIONARY_VERSION: u64 = 1;
 /// Indices are UInt32 (type 2), the block brings its own keys (bit 9) and replaces those before (bit 10).
 const DICTIONARY_FLAGS: u64 = 2 | 1 << 9 | 1 << 10;
+
+/// Stands where a NULL has no value; no nullable column is wider.
+const NOTHING: [u8; 8] = [0; 8];
 
 /// Whether `row`, which lacks the first `skipped` columns, is exactly one row of `table`. Never reads past its end.
 pub fn is_row_of(table: Table, skipped: usize, row: &[u8]) -> bool {
@@ -121,18 +124,18 @@ impl<'a> Values<'a> {
         match self {
             Self::Fixed { width, data } => {
                 let (value, rest) = row.split_at_checked(*width)?;
-                data.extend_from_slice(value);
+                put_fixed(data, value);
                 Some(rest)
             }
             Self::Nullable { width, nulls, data } => {
                 let (&is_null, rest) = row.split_first()?;
                 nulls.push(u8::from(is_null != 0));
                 if is_null != 0 {
-                    data.resize(data.len() + *width, 0);
+                    put_fixed(data, &NOTHING[..*width]);
                     return Some(rest);
                 }
                 let (value, rest) = rest.split_at_checked(*width)?;
-                data.extend_from_slice(value);
+                put_fixed(data, value);
                 Some(rest)
             }
             Self::Text { data } => {
@@ -162,6 +165,7 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// The values of all rows, in the layout at the head of this file.
     fn append_to(self, out: &mut Vec<u8>) {
         match self {
             Self::Fixed { data, .. } | Self::Text { data } => out.extend_from_slice(&data),
@@ -180,6 +184,15 @@ impl<'a> Values<'a> {
                 out.extend_from_slice(&values);
             }
         }
+    }
+}
+
+/// Appends a value of a column of one width. Most are eight bytes, and then this is one store in place of a call.
+#[inline]
+fn put_fixed(data: &mut Vec<u8>, value: &[u8]) {
+    match <[u8; 8]>::try_from(value) {
+        Ok(word) => data.extend_from_slice(&word),
+        Err(_) => data.extend_from_slice(value),
     }
 }
 

@@ -56,6 +56,14 @@ struct Piece {
     /// Whether they may be there already.
     is_suspect: bool,
     rejections: u32,
+    /// Answers with an error of no known class.
+    unknown_answers: u32,
+}
+
+impl Piece {
+    fn new(rows: Selection, generation: u32, is_suspect: bool) -> Self {
+        Self { rows, generation, is_suspect, rejections: 0, unknown_answers: 0 }
+    }
 }
 
 impl Courier {
@@ -88,7 +96,7 @@ impl Courier {
         generation: u32,
         is_suspect: bool,
     ) {
-        let mut pieces = vec![Piece { rows: selection, generation, is_suspect, rejections: 0 }];
+        let mut pieces = vec![Piece::new(selection, generation, is_suspect)];
         // Refused alone, while ClickHouse took nothing else of the table: not yet their fault.
         let mut doubtful: Vec<u32> = Vec::new();
         let mut accepted_before_refusal = None;
@@ -98,7 +106,7 @@ impl Courier {
             if !doubtful.is_empty() && (takes_others || pieces.is_empty()) {
                 doubtful.sort_unstable();
                 let rows = Selection::Some(std::mem::take(&mut doubtful));
-                pieces.push(Piece { rows, generation, is_suspect: true, rejections: 0 });
+                pieces.push(Piece::new(rows, generation, true));
             }
             let Some(piece) = pieces.pop() else { return };
             let Some(refused) = self.deliver_piece(range, rows, piece).await else { continue };
@@ -106,7 +114,7 @@ impl Courier {
             let before = *accepted_before_refusal.get_or_insert(accepted);
             if refused.rows.len(rows.len()) > 1 {
                 let (front, back) = refused.rows.halves(rows.len());
-                pieces.extend([back, front].map(|rows| Piece { rows, generation, is_suspect: true, rejections: 0 }));
+                pieces.extend([back, front].map(|rows| Piece::new(rows, generation, true)));
                 continue;
             }
             let at = refused.rows.first();
@@ -141,7 +149,8 @@ impl Courier {
                 }
             }
             let Err(error) = self.send(range, rows, &piece).await else { return None };
-            let is_given_up = error.code.is_some() && backoff.attempts() >= UNKNOWN_ANSWERS_BEFORE_REJECTION;
+            piece.unknown_answers += u32::from(error.code.is_some() && error.class == ErrorClass::UnknownOutcome);
+            let is_given_up = piece.unknown_answers >= UNKNOWN_ANSWERS_BEFORE_REJECTION;
             match error.class {
                 ErrorClass::Retryable => {}
                 ErrorClass::UnknownOutcome if !is_given_up => {

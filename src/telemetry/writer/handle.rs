@@ -116,6 +116,7 @@ impl WriterHandle {
         let oldest = self.shared.oldest.load(Ordering::Relaxed);
         let lag_ms = if oldest == NONE { 0 } else { UnixMillis::now().as_millis().saturating_sub(oldest).max(0) };
         WriterStatus {
+            is_running: !progress.has_stopped,
             committed_seq: progress.committed,
             audited_seq: progress.audited,
             written_seq,

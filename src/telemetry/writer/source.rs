@@ -26,8 +26,21 @@ impl Source {
     /// The next batch: full, or all through `last_inclusive` that is written by now. `None` when there is nothing,
     /// or nothing that can be read: [`Self::next`] is then behind it.
     pub fn batch(&mut self, last_inclusive: Seq) -> Result<Option<Batch>, ReadError> {
+        self.read(last_inclusive, BatchBuilder::is_full)
+    }
+
+    /// All through `last_inclusive`, however much it is: a batch that was decided before is the same again.
+    pub fn exactly_through(&mut self, last_inclusive: Seq) -> Result<Option<Batch>, ReadError> {
+        self.read(last_inclusive, |_| false)
+    }
+
+    fn read(
+        &mut self,
+        last_inclusive: Seq,
+        is_enough: impl Fn(&BatchBuilder) -> bool,
+    ) -> Result<Option<Batch>, ReadError> {
         let mut builder = BatchBuilder::new(self.journal.id(), self.next);
-        while !builder.is_full() {
+        while !is_enough(&builder) {
             match self.reader.next_batch_through(last_inclusive, READ_RECORDS, READ_BYTES) {
                 Ok(Some(read)) => read.iter().for_each(|(seq, record)| builder.push(seq, record)),
                 Ok(None) => break,

@@ -6,6 +6,8 @@ use crate::telemetry::journal::Seq;
 /// A snapshot; counters are since the writer's start.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WriterStatus {
+    /// False after a shutdown, and after a panic of the writer, which no other counter shows.
+    pub is_running: bool,
     /// All through this seq is in ClickHouse or set aside.
     pub committed_seq: Seq,
     /// All through this seq was counted in ClickHouse after it was committed.

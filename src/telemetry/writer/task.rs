@@ -2,6 +2,7 @@
 //!
 //! Deciding and sending overlap: while one batch is on its way, the next is read and joins it. Batches are committed in
 //! order, so `committed` never runs ahead of a batch that is still in doubt.
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,10 +36,12 @@ pub struct Task {
     source: Source,
     position: Position,
     /// Ranges that an earlier run had on their way: they are sent as the same batches again.
-    reopened: std::collections::VecDeque<SeqRange>,
+    reopened: VecDeque<SeqRange>,
     /// All through this seq may be in ClickHouse already: it was in the journal when this run began.
     suspect_through: Seq,
     sending: FuturesOrdered<Sending>,
+    /// When the oldest row of each batch on its way was received.
+    oldest: VecDeque<Option<i64>>,
     auditing: Option<Auditing>,
     audited: Seq,
     last_audit: Instant,
@@ -75,6 +78,7 @@ impl Task {
             reopened,
             suspect_through,
             sending: FuturesOrdered::new(),
+            oldest: VecDeque::new(),
             auditing: None,
             // Whatever the journal still holds may have been lost since it was audited.
             audited: before_first,
@@ -88,7 +92,10 @@ impl Task {
     /// Runs until it is told to stop and everything written by then is committed.
     pub async fn run(mut self) {
         self.publish();
-        self.wait_for_former_inserts().await;
+        tokio::select! {
+            () = self.wait_for_former_inserts() => {}
+            () = self.shared.aborted() => {}
+        }
         loop {
             if self.is_done() {
                 break;
@@ -117,8 +124,10 @@ impl Task {
                     if self.auditing.is_none() => self.last_audit = Instant::now(),
             }
         }
-        // So that the next start has nothing to ask.
-        self.record();
+        if !self.shared.is_aborted() {
+            // So that the next start has nothing to ask.
+            self.record();
+        }
     }
 
     /// An insert of an earlier run may still be running, under a token that this run does not know any more.
@@ -130,11 +139,7 @@ impl Task {
         let range = SeqRange { first: self.position.committed + 1, last: self.suspect_through };
         let mut backoff = Backoff::default();
         loop {
-            let asked = tokio::select! {
-                asked = presence::wait_until_idle(&self.courier.clickhouse, &prefix) => asked,
-                () = self.shared.aborted() => return,
-            };
-            match asked {
+            match presence::wait_until_idle(&self.courier.clickhouse, &prefix).await {
                 Ok(true) => return,
                 Ok(false) => tracing::warn!(%range, "an insert of an earlier run is still running, waiting for it"),
                 Err(error) => self.courier.wait(&mut backoff, range, &error).await,
@@ -143,8 +148,8 @@ impl Task {
     }
 
     fn is_done(&self) -> bool {
-        let is_drained = self.position.committed >= self.journal.written_seq();
-        self.shared.is_aborted() || (self.shared.is_stopping() && self.sending.is_empty() && is_drained)
+        let is_drained = self.sending.is_empty() && self.position.committed >= self.journal.written_seq();
+        self.shared.is_aborted() || (self.shared.is_stopping() && is_drained)
     }
 
     /// When what waits shall be sent, full or not.
@@ -158,13 +163,13 @@ impl Task {
 
     /// Decides the next batch, records it, and puts it on its way.
     async fn send_next(&mut self) {
-        let bound = match self.reopened.front() {
-            Some(range) => range.last,
+        let read = match self.reopened.front() {
+            Some(range) => self.source.exactly_through(range.last),
             // Batches that may be there already and new ones are kept apart: new ones need no question.
-            None if self.source.next() <= self.suspect_through => self.suspect_through,
-            None => Seq::MAX,
+            None if self.source.next() <= self.suspect_through => self.source.batch(self.suspect_through),
+            None => self.source.batch(Seq::MAX),
         };
-        let batch = match self.source.batch(bound) {
+        let batch = match read {
             Ok(batch) => batch,
             Err(error) => {
                 let first = self.source.next();
@@ -180,7 +185,10 @@ impl Task {
         let now = Instant::now();
         self.waiting_since = (self.journal.written_seq() >= next).then_some(now);
         // Nothing: the range holds no readable record. The journal keeps and counts damaged ones.
-        let Some(batch) = batch else { return };
+        let Some(batch) = batch else {
+            self.settle();
+            return;
+        };
         self.last_batch = Some(now);
         self.position.open.push(batch.range);
         self.record();
@@ -190,9 +198,8 @@ impl Task {
     fn send(&mut self, batch: Batch) {
         let is_suspect = batch.range.first <= self.suspect_through;
         let courier = Arc::clone(&self.courier);
-        if self.sending.is_empty() {
-            self.shared.set_oldest(batch.oldest_received_at());
-        }
+        self.oldest.push_back(batch.oldest_received_at());
+        self.shared.set_oldest(self.oldest.front().copied().flatten());
         self.sending.push_back(Box::pin(async move {
             courier.deliver(&batch, is_suspect).await;
             batch.range
@@ -202,15 +209,25 @@ impl Task {
     fn committed(&mut self, range: SeqRange) {
         self.position.committed = range.last;
         self.position.open.retain(|open| open.last > range.last);
+        self.oldest.pop_front();
+        self.shared.set_oldest(self.oldest.front().copied().flatten());
+        self.settle();
+    }
+
+    /// With nothing on its way, all that was read is committed, damaged records behind the last batch included.
+    fn settle(&mut self) {
         if self.sending.is_empty() {
-            self.shared.set_oldest(None);
+            self.position.committed = self.position.committed.max(self.source.next() - 1);
         }
         self.publish();
     }
 
     /// A failure is no reason to stop: without the record, the next start asks for more.
     fn record(&mut self) {
-        if let Err(error) = self.checkpoint.record(&self.position) {
+        let Position { committed, open } = &self.position;
+        // What an earlier run sent and this one has not come to yet may still arrive: its range must not be forgotten.
+        let open = open.iter().chain(&self.reopened).copied().collect();
+        if let Err(error) = self.checkpoint.record(&Position { committed: *committed, open }) {
             let error = chain(&error);
             tracing::error!(error, "checkpoint not written, the next start will compare more with clickhouse");
             self.courier.status.lock().last_error = Some(error);
