@@ -55,6 +55,8 @@ pub struct Rig {
     /// Where ClickHouse is when it is not the server's own.
     pub external: Option<SocketAddr>,
     pub database: &'static str,
+    /// Processes that each heartbeat of the load reports.
+    processes: usize,
     runtime: Runtime,
     fleet: Option<Fleet>,
     run: Option<Run>,
@@ -74,7 +76,15 @@ impl Rig {
             keys: None,
         };
         let fleet = runtime.block_on(Fleet::register(&fleet_options, |_| ())).expect("the fleet is registered");
-        Self { server, external: None, database: "fleetd", runtime, fleet: Some(fleet), run: None }
+        Self {
+            server,
+            external: None,
+            database: "fleetd",
+            processes: PROCESSES,
+            runtime,
+            fleet: Some(fleet),
+            run: None,
+        }
     }
 
     pub fn with_clickhouse(options: Options, address: SocketAddr) -> Self {
@@ -85,6 +95,7 @@ impl Rig {
 
     pub fn begin(&mut self, load: &Load) {
         let fleet = self.fleet.take().expect("no load yet");
+        self.processes = load.extras.processes;
         let run = fleet.start(load).expect("the load starts");
         run.retarget(&target(self.server.http()));
         self.run = Some(run);
@@ -165,7 +176,12 @@ impl Rig {
         assert_eq!(rows, verdict.present + verdict.unknown_present, "{story}: {verdict:?}");
         let processes = self.number("SELECT count() FROM processes");
         let named = self.number("SELECT uniqExact(journal_id, seq, row_index) FROM processes");
-        assert_eq!((processes, named), (rows * PROCESSES as u64, processes), "{story}: rows of processes\n{}", log());
+        assert_eq!(
+            (processes, named),
+            (rows * self.processes as u64, processes),
+            "{story}: rows of processes\n{}",
+            log()
+        );
 
         let metrics = self.server.metrics();
         for counter in ["writer_rows_doubled", "writer_rows_set_aside"] {
