@@ -2,7 +2,7 @@
 //! still to be sent. Pure.
 use std::time::{Duration, Instant};
 
-use super::batch::{RowKey, SeqRange};
+use super::batch::{RowKey, SeqRange, MAX_BATCH_BYTES, MAX_BATCH_ROWS};
 use crate::telemetry::journal::JournalId;
 use crate::telemetry::row::Table;
 
@@ -17,6 +17,16 @@ pub const LINGER_AFTER_PAUSE: Duration = Duration::from_millis(20);
 pub fn due(waiting_since: Instant, last_batch: Option<Instant>) -> Instant {
     let after_pause = waiting_since + LINGER_AFTER_PAUSE;
     last_batch.map_or(after_pause, |last| after_pause.max(last + BATCH_EVERY))
+}
+
+/// How many records make a full batch, if they are like those of a batch of `records` with `rows` rows in `bytes` bytes.
+///
+/// A record has as many rows as its device has processes, so a batch is full long before it has as many records as it
+/// may have rows. Whoever waited for those would send one batch a second, and never catch up with a busy fleet.
+pub fn records_of_full_batch(records: u64, rows: usize, bytes: usize) -> u64 {
+    let per = |limit: usize, used: usize| (records as u128 * limit as u128).checked_div(used as u128);
+    let fewest = per(MAX_BATCH_ROWS, rows).into_iter().chain(per(MAX_BATCH_BYTES, bytes)).min();
+    fewest.unwrap_or(MAX_BATCH_ROWS as u128).clamp(1, MAX_BATCH_ROWS as u128) as u64
 }
 
 /// Which rows of a batch's table are meant.
@@ -192,6 +202,16 @@ mod tests {
         }
         singles.sort_unstable();
         assert_eq!(singles, [0, 1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_batch_is_full_by_the_rows_and_bytes_of_its_records() {
+        let rows = MAX_BATCH_ROWS as u64;
+        assert_eq!(records_of_full_batch(10, 10, 1_000), rows);
+        assert_eq!(records_of_full_batch(10, 100, 1_000), rows / 10);
+        assert_eq!(records_of_full_batch(10, 10, MAX_BATCH_BYTES), 10);
+        assert_eq!(records_of_full_batch(1, 2 * MAX_BATCH_ROWS, MAX_BATCH_BYTES), 1);
+        assert_eq!(records_of_full_batch(10, 0, 0), rows);
     }
 
     #[test]

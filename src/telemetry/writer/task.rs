@@ -46,6 +46,8 @@ pub struct Task {
     audited: Seq,
     last_audit: Instant,
     last_batch: Option<Instant>,
+    /// Records that make a full batch, going by the last one.
+    full_batch: u64,
     /// When the first record that was not read yet was noticed.
     waiting_since: Option<Instant>,
     read_backoff: Backoff,
@@ -84,6 +86,7 @@ impl Task {
             audited: before_first,
             last_audit: Instant::now(),
             last_batch: None,
+            full_batch: super::batch::MAX_BATCH_ROWS as u64,
             waiting_since: None,
             read_backoff: Backoff::default(),
         }
@@ -105,7 +108,7 @@ impl Task {
             }
             let due = self.due();
             let can_send = self.sending.len() < MAX_OPEN_BATCHES;
-            let full_at = self.source.next() + super::batch::MAX_BATCH_ROWS as u64 - 1;
+            let full_at = self.source.next() + self.full_batch - 1;
             tokio::select! {
                 biased;
                 Some(range) = self.sending.next(), if !self.sending.is_empty() => self.committed(range),
@@ -190,6 +193,7 @@ impl Task {
             return;
         };
         self.last_batch = Some(now);
+        self.full_batch = plan::records_of_full_batch(batch.records, batch.rows(), batch.bytes());
         self.position.open.push(batch.range);
         self.record();
         self.send(batch);
