@@ -61,3 +61,7 @@ bench: engine build ## The benchmarks of docs/performance.md that need no argume
 .PHONY: clean
 clean: ## Remove what was built and installed here; the data directory stays
 	rm -rf target
+
+.PHONY: chaos
+chaos: engine ## The kill -9 tests, ten times as long as in `make test`
+	FLEETD_CHAOS_KILLS=200 cargo test --locked --test durability -- kill --nocapture
