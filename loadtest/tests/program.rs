@@ -148,7 +148,7 @@ fn a_comparison_measures_each_case_in_turn() {
     let server = folder.path().join("fleetd");
     let this = std::env::current_exe().unwrap();
     let script = format!(
-        "#!/bin/sh\n[ \"$1\" = serve ] && [ -d \"$5\" ] && [ \"$FLEETD_RATE_LIMIT_DEVICE\" -gt 1000000 ] || exit 9\n\
+        "#!/bin/sh\n[ \"$1\" = serve ] && [ -d \"$7\" ] && [ \"$FLEETD_RATE_LIMIT_DEVICE\" -gt 1000000 ] || exit 9\n\
          exec '{}' --ignored --exact the_fake_server_process --nocapture\n",
         this.display()
     );
