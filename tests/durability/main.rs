@@ -11,7 +11,6 @@ mod support;
 
 mod absence;
 mod audit;
-mod clock;
 mod damage;
 mod full_disk;
 mod grudge;
