@@ -1,5 +1,5 @@
 # fleetd: `make run` and `make test` work on a machine that has only a Rust toolchain, a C compiler, npm, Python 3 and git.
-# What they need besides is fetched by the ordinary package clients, pinned, into target/, .tools/ or the user's cache.
+# What they need besides is fetched by the ordinary package clients, pinned, into target/ or the user's cache.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,8 +7,9 @@ SHELL := bash
 
 BUF := @bufbuild/buf@1.75.0
 CARGO_DENY_VERSION := 0.20.2
-TOOLS := $(CURDIR)/.tools
-CARGO_DENY := $(TOOLS)/bin/cargo-deny
+# In the user's cache, beside the engine, so that clones share them.
+TOOLS := $(or $(FLEETD_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fleetd)/tools
+CARGO_DENY := $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
 # The simulated fleet of `make run`; FLEET=0 for none.
 FLEET ?= 1000
@@ -50,7 +51,7 @@ deny: $(CARGO_DENY) ## Licences and sources of dependencies; advisories where th
 	@scripts/deny.sh "$(CARGO_DENY)"
 
 $(CARGO_DENY):
-	cargo install --locked --root "$(TOOLS)" --version $(CARGO_DENY_VERSION) cargo-deny
+	cargo install --locked --root "$(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)" --target-dir "$(TOOLS)/build" --version $(CARGO_DENY_VERSION) cargo-deny
 
 .PHONY: bench
 bench: engine build ## The benchmarks of docs/performance.md that need no arguments
@@ -59,4 +60,8 @@ bench: engine build ## The benchmarks of docs/performance.md that need no argume
 
 .PHONY: clean
 clean: ## Remove what was built and installed here; the data directory stays
-	rm -rf target .tools
+	rm -rf target
+
+.PHONY: chaos
+chaos: engine ## The kill -9 tests, ten times as long as in `make test`
+	FLEETD_CHAOS_KILLS=200 cargo test --locked --test durability -- kill --nocapture

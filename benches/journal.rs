@@ -118,7 +118,7 @@ fn read_back() {
     let dir = folder();
     let options = JournalOptions { sync: SyncMode::Never, ..JournalOptions::new(dir.path()) };
     let (journal, _) = Journal::open(options.clone()).expect("opens");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     for _ in 0..RECORDS / 1000 {
         let ticket = journal.append_many(std::iter::repeat_n(&PAYLOAD, 1000)).expect("room");
         runtime.block_on(ticket.committed()).expect("written");

@@ -196,7 +196,7 @@ impl Server {
             store: store.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
-        let operations = Operations::new(metrics.clone(), observe::readiness(&journal, is_stopping.clone()));
+        let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
         let devices = DeviceService {
             access: Access::new(admin, directory.clone(), store.clone(), config.rate_limits),
             directory,

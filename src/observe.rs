@@ -42,12 +42,19 @@ pub fn metrics(sources: Sources) -> Metrics {
 }
 
 /// Why the server would rather get no traffic; an empty list means that it is ready.
-pub fn readiness(journal: &Journal, stopping: watch::Receiver<bool>) -> Box<dyn Fn() -> Vec<String> + Send + Sync> {
-    let journal = journal.clone();
+pub fn readiness(
+    journal: &Journal,
+    writer: &WriterHandle,
+    stopping: watch::Receiver<bool>,
+) -> Box<dyn Fn() -> Vec<String> + Send + Sync> {
+    let (journal, writer) = (journal.clone(), writer.clone());
     Box::new(move || {
         let mut reasons = Vec::new();
         if *stopping.borrow() {
             reasons.push("the server is stopping".to_owned());
+        }
+        if !writer.status().is_running {
+            reasons.push("the clickhouse writer has stopped; restart the server and report its log".to_owned());
         }
         let stats = journal.metrics();
         if stats.bytes as f64 > stats.capacity_bytes as f64 * JOURNAL_NEARLY_FULL {

@@ -21,7 +21,7 @@ fn open(dir: &Path, sync: SyncMode) -> (Journal, Recovery) {
 }
 
 fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime").block_on(future)
 }
 
 fn read_all(journal: &Journal) -> BTreeMap<Seq, Vec<u8>> {

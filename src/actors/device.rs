@@ -71,7 +71,7 @@ impl Actor for DeviceActor {
 impl Supervised for DeviceActor {}
 
 thread_local! {
-    /// Rows are encoded here and copied into the journal's group; one buffer a shard, never one a heartbeat.
+    /// Rows are encoded here and copied into the journal's group; one buffer a worker, never one a heartbeat.
     static ROW: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -57,7 +57,7 @@ pub struct DirectorySnapshot {
 
 static HASHER: LazyLock<std::hash::RandomState> = LazyLock::new(Default::default);
 
-/// A hash that a client cannot aim at one shard: seeded anew in each process.
+/// A hash seeded anew in each process, so that no client can foresee it.
 pub(super) fn hash_of(value: &impl Hash) -> u64 {
     HASHER.hash_one(value)
 }
@@ -126,9 +126,9 @@ impl DeviceDirectory {
         }
         // Where its messages come from: a device keeps its connection for hours, and so its messages stay on one
         // thread. Once it comes in by another worker they cross over, until the actor sleeps.
-        let shard = Arbiter::try_current().unwrap_or_else(|| self.fallback.clone());
+        let here = Arbiter::try_current().unwrap_or_else(|| self.fallback.clone());
         let (entry, shared) = (Arc::clone(entry), Arc::clone(&self.shared));
-        let made = Supervisor::start_in_arbiter(&shard, move |_| DeviceActor::new(entry, shared));
+        let made = Supervisor::start_in_arbiter(&here, move |_| DeviceActor::new(entry, shared));
         address.insert(made).clone()
     }
 }

@@ -54,7 +54,7 @@ pub async fn heartbeat(
             // No deadline is set here: each wait on this way has its own end (the mailbox of a live actor, the journal).
             gateway.fleet().devices().heartbeat(&mut call, message).await
         }
-        Err(error) => Err(error),
+        Err(error) => Err(gateway.fleet().devices().access.undecodable(&mut call, error)),
     };
     let encoded = answer.and_then(|message| rpc::encode(&message, format));
     let quota = call.quota.map(|quota| quota.headers(std::time::SystemTime::now()));

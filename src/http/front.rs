@@ -91,17 +91,22 @@ where
     }
 }
 
-/// Looks at the first bytes without taking them. No HTTP/1.1 method starts with `PRI`, so three bytes decide.
+/// Looks at the first bytes without taking them. No HTTP/1.1 request starts as the preface does; all of it must be
+/// there before hyper gets the connection, because hyper waits for it without an end.
 async fn opens_http2(io: &TcpStream) -> std::io::Result<bool> {
-    const PREFACE: &[u8; 3] = b"PRI";
-    /// Peeking again at once would spin, since the bytes already there keep the socket readable.
-    const PAUSE: Duration = Duration::from_millis(5);
-    let mut first = [0u8; 3];
+    const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    /// Peeking again at once would spin, since the bytes already there keep the socket readable. The pause doubles, so
+    /// that a peer that stops half way costs some ten wake-ups and not two thousand.
+    const FIRST_PAUSE: Duration = Duration::from_millis(5);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+    let mut first = [0u8; PREFACE.len()];
+    let mut pause = FIRST_PAUSE;
     loop {
         let seen = io.peek(&mut first).await?;
         if seen == PREFACE.len() || seen == 0 || first[..seen] != PREFACE[..seen] {
             return Ok(first[..seen] == PREFACE[..]);
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

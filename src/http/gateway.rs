@@ -76,6 +76,7 @@ impl Gateway {
         B::Error: std::error::Error + Send + Sync + 'static,
     {
         use tower_service::Service as _;
+        lower_content_type(&mut request);
         if is_grpc(&request) && request.version() < Version::HTTP_2 {
             let message = "gRPC needs HTTP/2; over HTTP/1.1 use Connect or gRPC-Web";
             return plain_error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorCode::InvalidArgument, message, id);
@@ -94,6 +95,16 @@ impl Gateway {
         }
         let facts = std::mem::take(&mut *facts.0.lock());
         in_envelope(response, &asked, id, &facts).await
+    }
+}
+
+/// Media types are case-insensitive (RFC 9110, section 8.3.1); connectrpc compares them as they come.
+fn lower_content_type<B>(request: &mut Request<B>) {
+    let Some(value) = request.headers_mut().get_mut(CONTENT_TYPE) else { return };
+    if value.as_bytes().iter().any(u8::is_ascii_uppercase) {
+        if let Ok(lower) = HeaderValue::from_bytes(&value.as_bytes().to_ascii_lowercase()) {
+            *value = lower;
+        }
     }
 }
 
@@ -168,8 +179,15 @@ async fn in_envelope(
             let code = facts.code.or_else(|| ErrorCode::from_name(&error.code)).unwrap_or(ErrorCode::Unknown);
             // Where connectrpc chose a status of its own (413, 415, …) that one is more exact.
             let usual = connectrpc::ErrorCode::from_grpc_code(code.grpc()).map(|code| code.http_status());
-            let status =
-                if usual == Some(status) { StatusCode::from_u16(code.http_status()).unwrap_or(status) } else { status };
+            let status = if code == ErrorCode::ResourceExhausted && facts.code.is_none() {
+                // No service said this, so it is connectrpc's, which has one reason: the message is too large. As a
+                // 429 it would be sent again.
+                StatusCode::PAYLOAD_TOO_LARGE
+            } else if usual == Some(status) {
+                StatusCode::from_u16(code.http_status()).unwrap_or(status)
+            } else {
+                status
+            };
             (status, code, error.message)
         }
         (StatusCode::UNSUPPORTED_MEDIA_TYPE, Err(_)) => {

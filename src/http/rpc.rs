@@ -71,7 +71,7 @@ macro_rules! unary {
             let facts = $context.extensions().get::<FactsSlot>().cloned();
             let answer = match decode(&$request.encoded()?, $format) {
                 Ok(request) => service.$method(&mut call, request).await,
-                Err(error) => Err(error),
+                Err(error) => Err(service.access.undecodable(&mut call, error)),
             };
             match answer {
                 Ok(message) => respond(&message, &call, $format),

@@ -130,6 +130,19 @@ fn the_eleventh_anonymous_request_in_a_second_is_refused_and_devices_do_not_feel
 }
 
 #[test]
+fn garbage_without_a_key_is_limited_as_any_anonymous_request() {
+    for client in Client::ALL {
+        let server = Server::start();
+        let mut connection = Connection::open(&server, client);
+        let garbage = client.call(HEARTBEAT, None, &[0xff; 8]);
+        let started = Instant::now();
+        let refused = (0..1_000).position(|_| client.outcome(&connection.ask(&garbage)).code == "RESOURCE_EXHAUSTED");
+        let allowed = 10 + started.elapsed().as_millis() as usize / 100;
+        assert!(refused.is_some_and(|served| (10..=allowed).contains(&served)), "{client:?}: {refused:?}");
+    }
+}
+
+#[test]
 fn the_admin_has_no_limit() {
     let server = Server::start();
     let mut connection = Connection::open(&server, Client::Json1);

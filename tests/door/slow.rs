@@ -19,6 +19,8 @@ use crate::Door;
 /// The server's limits for a head (10 s) and a body (20 s), with room for a busy machine.
 const HEAD_ENDS_WITHIN: Duration = Duration::from_secs(18);
 const BODY_ENDS_WITHIN: Duration = Duration::from_secs(32);
+/// An HTTP/2 peer is pinged after 20 s of silence and has 10 s to answer.
+const SILENT_HTTP2_ENDS_WITHIN: Duration = Duration::from_secs(38);
 
 /// Its name, the time after which it must be over, and what the peer does; it panics when it is held on for longer.
 type Attack = (&'static str, Duration, fn(&Door));
@@ -28,11 +30,12 @@ type Attack = (&'static str, Duration, fn(&Door));
 fn slow_peers_are_cut_off_in_time_while_others_are_served() {
     let door = Door::shared();
     std::thread::scope(|scope| {
-        let attacks: [Attack; 8] = [
+        let attacks: [Attack; 9] = [
             ("a silent connection", HEAD_ENDS_WITHIN, silence),
             ("a head that trickles", HEAD_ENDS_WITHIN, slowloris),
             ("half an HTTP/2 preface", HEAD_ENDS_WITHIN, half_a_preface),
-            ("a preface and no settings", HEAD_ENDS_WITHIN, preface_without_settings),
+            ("a preface without its last two bytes", HEAD_ENDS_WITHIN, preface_without_end),
+            ("a preface and then silence", SILENT_HTTP2_ENDS_WITHIN, preface_without_settings),
             ("a body that stops half way on HTTP/1.1", BODY_ENDS_WITHIN, half_a_body_on_http1),
             ("a gRPC-Web body that stops half way on HTTP/1.1", BODY_ENDS_WITHIN, half_a_framed_body_on_http1),
             ("a JSON body that stops half way on HTTP/2", BODY_ENDS_WITHIN, half_a_json_body_on_http2),
@@ -88,9 +91,16 @@ fn half_a_preface(door: &Door) {
     assert!(connection.is_closed_by_server());
 }
 
-fn preface_without_settings(door: &Door) {
+fn preface_without_end(door: &Door) {
     let mut connection = Http1::open(door.server.http());
     connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n");
+    assert!(connection.is_closed_by_server());
+}
+
+/// No settings, and no answer to the server's ping.
+fn preface_without_settings(door: &Door) {
+    let mut connection = Http1::open(door.server.http());
+    connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     assert!(connection.is_closed_by_server());
 }
 

@@ -334,8 +334,9 @@ impl Inner {
     }
 
     pub fn first_seq(&self) -> Seq {
-        // Taken before the table, so that it is not above what a concurrent append then puts there.
-        let next = self.pending.lock().first_seq;
+        // Taken before the table, so that it is not above what a concurrent append then puts there; and from what is
+        // written, since the first group of a journal has left the pending buffer before its segment is in the table.
+        let next = self.written.load(Acquire) + 1;
         self.table.read().front().map_or(next, |segment| segment.first_seq)
     }
 

@@ -41,7 +41,7 @@ impl Ticket {
     }
 
     /// Waits until the records are as safe as the sync mode promises, and returns [`seq`](Self::seq). Cancel safe: the
-    /// records stay taken.
+    /// records stay taken. Needs a runtime whose timer is enabled.
     pub async fn committed(mut self) -> Result<Seq, CommitError> {
         let last_seq = self.last_seq;
         for _ in 0..TURNS_BEFORE_WAITING {

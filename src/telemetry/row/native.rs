@@ -1,7 +1,7 @@
 //! Rows turned into columns: one block of ClickHouse's Native format from many RowBinary rows. Pure.
 //!
 //! ClickHouse takes a columnar block with a quarter to a third less CPU than the same rows as RowBinary (the figures are
-//! in `docs/decisions/clickhouse-writer.md`); turning them costs the writer a fraction of what it saves. The layout is that of
+//! in `docs/decisions/0006-columns-and-large-batches.md`); turning them costs the writer a fraction of what it saves. The layout is that of
 //! <https://clickhouse.com/docs/interfaces/formats/Native> at protocol revision 0, as HTTP speaks it:
 //!
 //! ```text

@@ -35,7 +35,7 @@ fn open_with_faults(options: JournalOptions) -> (Journal, Arc<FaultPlan>) {
 }
 
 fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime").block_on(future)
 }
 
 fn commit(journal: &Journal, payload: &[u8]) -> Result<Seq, CommitError> {
