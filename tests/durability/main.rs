@@ -11,6 +11,7 @@ mod support;
 
 mod absence;
 mod audit;
+mod clock;
 mod damage;
 mod full_disk;
 mod grudge;
