@@ -102,6 +102,7 @@ fn journal(sources: &Sources) -> Vec<Reading> {
         counter("journal_full_rejections", "Records refused because the journal was full", stats.full_rejections),
         counter("journal_busy_rejections", "Records refused because the disk was behind", stats.busy_rejections),
         counter("journal_quarantined_records", "Damaged records set aside", stats.quarantined_records),
+        counter("journal_torn_bytes", "Bytes of unfinished writes cut off at the start", stats.torn_bytes),
         counter("journal_quarantined_stretches", "Damaged stretches found", stats.quarantined_stretches),
     ]
 }

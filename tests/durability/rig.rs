@@ -47,7 +47,7 @@ pub fn load(rate: f64) -> Load {
 /// Options of a server whose journal changes segments about once a second under these loads, so that sealing, auditing
 /// and deleting go on all the time.
 pub fn options() -> Options {
-    Options::default().unlimited().flag("--journal-segment-mb", "1")
+    Options::default().unlimited().env("FLEETD_JOURNAL_SEGMENT_MB", "1")
 }
 
 pub struct Rig {

@@ -295,6 +295,7 @@ impl Server {
 }
 
 /// One reading of `/metrics`.
+#[derive(Debug)]
 pub struct Metrics(String);
 
 impl Metrics {

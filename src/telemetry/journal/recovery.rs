@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -186,6 +187,7 @@ impl Opener<'_> {
         }
         let is_kept = self.set_damage_aside(found, frames, &scan);
         self.recovery.torn_bytes += scan.torn_bytes as u64;
+        self.counters.torn_bytes.fetch_add(scan.torn_bytes as u64, Relaxed);
         if scan.records == 0 && !is_kept {
             std::fs::remove_file(path).map_err(OpenError::io("delete", path))?;
             return Ok(None);

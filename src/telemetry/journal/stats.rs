@@ -69,6 +69,9 @@ pub struct JournalStats {
     pub quarantined_stretches: u64,
     pub quarantined_records: u64,
     pub quarantined_bytes: u64,
+    /// Bytes of unfinished writes that were cut off at open. A process that is killed leaves some at most behind its last
+    /// group; more means that the disk did not keep what was written.
+    pub torn_bytes: u64,
     /// Segments that were trimmed but could not be deleted from disk.
     pub delete_errors: u64,
 }
@@ -87,6 +90,7 @@ pub(super) struct Counters {
     pub quarantined_stretches: AtomicU64,
     pub quarantined_records: AtomicU64,
     pub quarantined_bytes: AtomicU64,
+    pub torn_bytes: AtomicU64,
     pub delete_errors: AtomicU64,
 }
 
@@ -121,6 +125,7 @@ impl Counters {
             quarantined_stretches: self.quarantined_stretches.load(Relaxed),
             quarantined_records: self.quarantined_records.load(Relaxed),
             quarantined_bytes: self.quarantined_bytes.load(Relaxed),
+            torn_bytes: self.torn_bytes.load(Relaxed),
             delete_errors: self.delete_errors.load(Relaxed),
             ..JournalStats::default()
         }
