@@ -269,6 +269,8 @@ impl Task {
     fn audited(&mut self, range: SeqRange) {
         self.auditing = None;
         self.audited = self.audited.max(range.last);
+        // Told before it is forgotten, so that nobody sees a journal that begins behind what was audited.
+        self.publish();
         let segments = self.journal.segments();
         let ends_segment = segments.iter().any(|segment| segment.sealed && segment.last_seq == range.last);
         let is_whole = segments.first().is_some_and(|segment| segment.first_seq >= range.first);
@@ -278,7 +280,6 @@ impl Task {
                 Err(error) => tracing::error!(error = chain(&error), %range, "journal not trimmed"),
             }
         }
-        self.publish();
     }
 
     fn publish(&self) {
