@@ -7,6 +7,7 @@ use fleetd_loadtest::{Extras, Load};
 
 use crate::rig::{load, options, waiting_room, Rig, CATCH_UP};
 use crate::support::clickhouse::Engine;
+use crate::support::wire::{http1, Ask};
 use crate::support::{send_signal, wait_until};
 
 /// How long ClickHouse is away.
@@ -49,6 +50,30 @@ fn heartbeats_go_on_while_clickhouse_accepts_connections_and_does_not_answer() {
     let grown = without_clickhouse(&mut rig, FREEZE, || send_signal(engine, libc::SIGSTOP));
     send_signal(engine, libc::SIGCONT);
     back_again(&mut rig, "clickhouse hung", grown);
+}
+
+#[test]
+fn a_journal_at_its_limit_refuses_heartbeats_until_clickhouse_is_back() {
+    let _turn = waiting_room();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut engine = Engine::start(folder.path());
+    let mut rig = Rig::with_clickhouse(options().flag("--journal-capacity-mb", "4"), engine.address());
+    engine.sigkill();
+    rig.begin(&load(1_000.0));
+    let refused = || rig.server.metrics().get("fleetd_journal_full_rejections_total");
+    assert!(wait_until(CATCH_UP, || refused() > 500.0), "the journal is not full\n{}", rig.server.log());
+    let ready = http1(rig.server.http(), &Ask::get("/readyz"));
+    assert!(ready.status == 503 && ready.text().contains("the journal holds"), "{ready:?}");
+    assert_eq!(http1(rig.server.http(), &Ask::get("/healthz")).status, 200);
+    let size = rig.server.metrics().get("fleetd_journal_size_bytes");
+    assert!(size <= (4 << 20) as f64, "the journal holds {size} bytes");
+    engine.restart();
+    rig.await_acknowledged(3_000, CATCH_UP);
+    let report = rig.end();
+    assert_eq!(report.rejected.keys().copied().collect::<Vec<_>>(), ["UNAVAILABLE"], "{report:?}");
+    let verdict = rig.verify("after the journal was full");
+    assert_eq!(verdict.unknown_present, 0, "heartbeats that were refused are there: {verdict:?}");
+    assert_eq!(http1(rig.server.http(), &Ask::get("/readyz")).status, 200);
 }
 
 /// Takes ClickHouse away under load; gives the most that the server grew by meanwhile, in bytes.

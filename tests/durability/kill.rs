@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::random::Random;
 use crate::rig::{load, machine, options, Rig};
-use crate::support::clickhouse::Engine;
-use crate::support::{sigkill_engine_if_there, wait_until};
+use crate::support::clickhouse::{self, Engine};
+use crate::support::client::{proto, Client};
+use crate::support::{sigkill_engine_if_there, wait_until, Server};
 
 /// Heartbeats a second; some six journal segments' worth of rows between two kills at most.
 const RATE: f64 = 4_000.0;
@@ -67,6 +68,33 @@ fn acknowledged_heartbeats_survive_kills_of_the_engine() {
 #[test]
 fn acknowledged_heartbeats_survive_kills_of_server_and_engine_in_any_order() {
     campaign(Victim::Both);
+}
+
+/// Keys, journal, registry and tables are made by the first start; whatever of them is there half, the next one goes on.
+#[test]
+fn a_first_start_that_is_killed_at_any_moment_is_followed_by_a_good_one() {
+    let _turn = machine();
+    let mut random = Random::seeded("killed first starts");
+    for round in 0..kills() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut server = Server::begin_with(options().data_dir(folder.path()));
+        let after = random.millis(0..500);
+        std::thread::sleep(after);
+        // The engine makes its tables while the server waits for it: it is killed alone, together with it, or later.
+        let engine = server.engine_pid();
+        if random.below(2) == 0 {
+            engine.inspect(|engine| sigkill_engine_if_there(*engine));
+        }
+        server.sigkill();
+        server.begin_restart();
+        server.await_ready();
+        let key = server.register("first");
+        let heartbeat = Client::Connect1.call("DeviceService/Heartbeat", Some(&key), &proto::heartbeat("first"));
+        let outcome = Client::Connect1.outcome(&Client::Connect1.send(server.http(), &heartbeat));
+        assert_eq!(outcome.code, "OK", "round {round}, killed after {after:?}: {outcome:?}\n{}", server.log());
+        let (at, sql) = (server.clickhouse(), "SELECT count() FROM heartbeats");
+        clickhouse::wait_for(at, "fleetd", sql, 1, PATIENCE);
+    }
 }
 
 fn kills() -> u32 {

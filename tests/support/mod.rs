@@ -92,6 +92,13 @@ impl Server {
     }
 
     pub fn with(options: Options) -> Self {
+        let mut server = Self::begin_with(options);
+        server.await_ready();
+        server
+    }
+
+    /// As [`Self::with`], without waiting until the server is ready: [`Self::await_ready`] does that.
+    pub fn begin_with(options: Options) -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let temporary = match &options.data_dir {
             Some(_) => None,
@@ -108,7 +115,7 @@ impl Server {
             clickhouse: nowhere,
             log: Arc::default(),
         };
-        server.launch();
+        server.begin();
         server
     }
 
@@ -226,11 +233,6 @@ impl Server {
         let reply = wire::http1(self.http, &ask);
         assert_eq!(reply.status, 200, "RegisterDevice {device_id}: {}\n{}", reply.text(), self.log());
         reply.json()["apiKey"].as_str().expect("an apiKey").to_owned()
-    }
-
-    fn launch(&mut self) {
-        self.begin();
-        self.await_ready();
     }
 
     fn begin(&mut self) {
