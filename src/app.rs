@@ -36,6 +36,9 @@ use crate::telemetry::writer::{self, WriterHandle, WriterOptions};
 /// stays in the journal and goes out after the next start.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
+/// How long a start waits for a ClickHouse that says nothing, before it serves without it.
+const TABLES_PATIENCE: Duration = Duration::from_secs(3);
+
 /// How often an absent ClickHouse is tried for its tables after the start.
 const TABLES_RETRY: Duration = Duration::from_secs(2);
 
@@ -82,7 +85,13 @@ pub fn run(config: Config) -> Result<(), AppError> {
     System::new().block_on(async move {
         let started = Instant::now();
         let mut stop = StopSignals::listen()?;
-        let server = Server::start(config).await?;
+        let server = tokio::select! {
+            server = Server::start(config) => server?,
+            () = stop.wait() => {
+                tracing::info!("told to stop before the start was over");
+                return Ok(());
+            }
+        };
         println!("fleetd ready http=http://{} clickhouse={}", server.address, server.clickhouse_url);
         // A reader waits for this line; a closed standard output is no reason to stop.
         let _ = std::io::stdout().flush();
@@ -237,28 +246,31 @@ impl Server {
 }
 
 /// Brings the tables up to date; later, if ClickHouse does not answer now, since the journal holds what comes until
-/// then. What ClickHouse does answer (no access, tables of a newer version) stops the start.
+/// then. What ClickHouse does answer in time (no access, tables of a newer version) stops the start.
 async fn prepare_tables(clickhouse: &ClickHouse, retention: Retention) -> Result<(), SchemaError> {
-    match schema::migrate(clickhouse, &retention).await {
-        Err(error) if error.is_no_answer() => {
+    let attempt = move |clickhouse: ClickHouse, after: Duration| async move {
+        tokio::time::sleep(after).await;
+        schema::migrate(&clickhouse, &retention).await
+    };
+    let mut waiting = Box::pin(attempt(clickhouse.clone(), Duration::ZERO));
+    match tokio::time::timeout(TABLES_PATIENCE, &mut waiting).await {
+        Ok(Err(error)) if error.is_no_answer() => {
             let cause = &error as &dyn std::error::Error;
             tracing::warn!(cause, "clickhouse does not answer, heartbeats wait for it in the journal");
-            let clickhouse = clickhouse.clone();
-            actix_rt::spawn(async move {
-                loop {
-                    tokio::time::sleep(TABLES_RETRY).await;
-                    match schema::migrate(&clickhouse, &retention).await {
-                        Ok(()) => return,
-                        Err(error) => {
-                            tracing::warn!(cause = &error as &dyn std::error::Error, "the tables are not ready yet");
-                        }
-                    }
-                }
-            });
-            Ok(())
+            waiting.set(attempt(clickhouse.clone(), TABLES_RETRY));
         }
-        outcome => outcome,
+        Ok(outcome) => return outcome,
+        // The attempt goes on: a statement that is half through is not given up.
+        Err(_) => tracing::warn!("clickhouse has not answered yet, heartbeats wait for it in the journal"),
     }
+    let clickhouse = clickhouse.clone();
+    actix_rt::spawn(async move {
+        while let Err(error) = waiting.as_mut().await {
+            tracing::warn!(cause = &error as &dyn std::error::Error, "the tables are not ready yet");
+            waiting.set(attempt(clickhouse.clone(), TABLES_RETRY));
+        }
+    });
+    Ok(())
 }
 
 /// Heartbeats stay as long as the operator said; 0 days means for ever. The other tables keep their defaults.

@@ -16,6 +16,12 @@ const ABSENCE: Duration = Duration::from_secs(30);
 /// Longer than the writer waits for an insert (30 s), so that it gives up one whose outcome it then has to ask for.
 const FREEZE: Duration = Duration::from_secs(33);
 
+/// How long a start may take that waits for ClickHouse in vain: far less than a time-out of a query.
+const STARTS_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the command line promises.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Heartbeats a second.
 const RATE: f64 = 6_000.0;
 
@@ -74,6 +80,36 @@ fn a_journal_at_its_limit_refuses_heartbeats_until_clickhouse_is_back() {
     let verdict = rig.verify("after the journal was full");
     assert_eq!(verdict.unknown_present, 0, "heartbeats that were refused are there: {verdict:?}");
     assert_eq!(http1(rig.server.http(), &Ask::get("/readyz")).status, 200);
+}
+
+#[test]
+fn a_server_starts_and_stops_in_time_while_clickhouse_hangs() {
+    let _turn = waiting_room();
+    let folder = tempfile::tempdir().expect("a folder");
+    let engine = Engine::start(folder.path());
+    engine.signal(libc::SIGSTOP);
+    let began = Instant::now();
+    let mut rig = Rig::with_clickhouse(options(), engine.address());
+    assert!(began.elapsed() < STARTS_WITHIN, "ready after {:?}\n{}", began.elapsed(), rig.server.log());
+    rig.begin(&load(1_000.0));
+    rig.await_acknowledged(2_000, CATCH_UP);
+    // Told to stop before it is ready, and after.
+    rig.server.sigkill();
+    rig.begin_restart();
+    std::thread::sleep(Duration::from_millis(500));
+    let asked = Instant::now();
+    assert_eq!(rig.server.sigterm(), Some(0), "{}", rig.server.log());
+    assert!(asked.elapsed() < STOPS_WITHIN, "stopped after {:?}\n{}", asked.elapsed(), rig.server.log());
+    rig.restart();
+    rig.await_acknowledged(2_000, CATCH_UP);
+    let asked = Instant::now();
+    assert_eq!(rig.server.sigterm(), Some(0), "{}", rig.server.log());
+    assert!(asked.elapsed() < STOPS_WITHIN, "stopped after {:?}\n{}", asked.elapsed(), rig.server.log());
+    rig.restart();
+    engine.signal(libc::SIGCONT);
+    rig.await_acknowledged(2_000, CATCH_UP);
+    rig.end();
+    rig.verify("after starts while clickhouse hung");
 }
 
 /// Takes ClickHouse away under load; gives the most that the server grew by meanwhile, in bytes.
