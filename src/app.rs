@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_rt::System;
+use connectrpc_health::StaticChecker;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::watch;
 
@@ -143,6 +144,7 @@ struct Server {
     engine: Option<EngineProcess>,
     writer: WriterHandle,
     stopping: watch::Sender<bool>,
+    health: Arc<StaticChecker>,
     front: actix_server::ServerHandle,
     address: SocketAddr,
     clickhouse_url: String,
@@ -212,7 +214,8 @@ impl Server {
             store: store.clone(),
             metrics,
         };
-        let gateway = Gateway::new(FleetRpc::new(Arc::new(devices)), rpc::companions(), Arc::new(operations));
+        let (companions, health) = rpc::companions();
+        let gateway = Gateway::new(FleetRpc::new(Arc::new(devices)), companions, Arc::new(operations));
         let front = front::serve(listener, config.workers, gateway, is_stopping)
             .map_err(|source| AppError::Listen { address, source })?;
         let handle = front.handle();
@@ -224,6 +227,7 @@ impl Server {
             engine,
             writer,
             stopping,
+            health,
             front: handle,
             address,
             clickhouse_url,
@@ -233,6 +237,7 @@ impl Server {
     async fn stop(self) {
         tracing::info!("stopping");
         self.stopping.send_replace(true);
+        self.health.shutdown();
         self.front.stop(true).await;
         if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
             tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");

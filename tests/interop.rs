@@ -7,8 +7,9 @@ mod support;
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use support::{Options, Server, ADMIN_KEY};
 
@@ -81,9 +82,30 @@ fn server() -> Server {
     Server::with(Options::default().env("FLEETD_RATE_LIMIT_ANONYMOUS", "0"))
 }
 
+fn python() -> Language {
+    Language { name: "python", pins: &["requirements.txt"], install: install_python }
+}
+
+#[test]
+fn a_server_that_stops_tells_who_watches_its_health() {
+    let packages = python().installed();
+    let mut server = server();
+    let mut watch = Command::new(packages.join("bin/python"))
+        .arg(python().source().join("watch.py"))
+        .arg(server.http().to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a watch");
+    let mut told = BufReader::new(watch.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    assert_eq!(told.next().as_deref(), Some("SERVING"));
+    assert_eq!(server.sigterm(), Some(0));
+    assert_eq!(told.next().as_deref(), Some("NOT_SERVING"));
+    assert!(watch.wait().expect("its end").success());
+}
+
 #[test]
 fn googles_grpc_client_for_python_is_served() {
-    let python = Language { name: "python", pins: &["requirements.txt"], install: install_python };
+    let python = python();
     let packages = python.installed();
     let server = server();
     let script = python.source().join("interop.py");

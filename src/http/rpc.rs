@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use connectrpc::dispatcher::{Dispatcher, MethodDescriptor, RequestStream, StreamingResult, UnaryResult};
 use connectrpc::{CodecFormat, ConnectError, EncodedBody, EncodedResponse, Payload, RequestContext, Response, Router};
+use connectrpc_health::StaticChecker;
 use connectrpc_reflection::Reflector;
 use fleetd_proto::{json, Method, MethodKind, METHODS};
 use serde::de::DeserializeOwned;
@@ -37,19 +38,20 @@ fn descriptor(method: &Method) -> MethodDescriptor {
 }
 
 /// The services that come with `connectrpc`: gRPC health, and reflection over the contract's descriptors, so that a
-/// client needs no files.
-pub fn companions() -> Router {
+/// client needs no files. The checker is what health answers by: tell it when the server begins to stop.
+pub fn companions() -> (Router, Arc<StaticChecker>) {
     let mut services: Vec<&str> = METHODS.iter().map(|method| method.service).collect();
     services.dedup();
-    let (router, _health) = connectrpc_health::install_static(Router::new(), services);
-    match Reflector::from_descriptor_set_bytes(fleetd_proto::FILE_DESCRIPTOR_SET) {
+    let (router, health) = connectrpc_health::install_static(Router::new(), services);
+    let router = match Reflector::from_descriptor_set_bytes(fleetd_proto::FILE_DESCRIPTOR_SET) {
         Ok(reflector) => connectrpc_reflection::install(router, reflector),
         Err(error) => {
             // A test holds that the compiled-in descriptors link; without them RPCs still work.
             tracing::error!(error = &error as &dyn std::error::Error, "no server reflection");
             router
         }
-    }
+    };
+    (router, health)
 }
 
 impl FleetRpc {
