@@ -32,6 +32,12 @@ impl UnixMillis {
         Self(millis.clamp(i128::from(Self::MIN.0), i128::from(Self::MAX.0)) as i64)
     }
 
+    /// For constants.
+    pub const fn from_unix_seconds(seconds: u32) -> Self {
+        // 32 bits of seconds end in 2106, inside the range.
+        Self(seconds as i64 * 1_000)
+    }
+
     pub fn from_millis_clamped(millis: i64) -> Self {
         Self(millis.clamp(Self::MIN.0, Self::MAX.0))
     }

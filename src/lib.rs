@@ -12,5 +12,6 @@ pub mod http;
 pub mod ids;
 pub mod metrics;
 pub mod observe;
+pub mod query;
 pub mod store;
 pub mod telemetry;
