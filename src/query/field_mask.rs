@@ -162,7 +162,7 @@ mod tests {
             ("last_seen", "output only"),
             ("etag", "output only"),
             ("nmae", "\"nmae\"; did you mean name?"),
-            ("system_info.ox", "did you mean os?"),
+            ("system_info.hostnam", "did you mean hostname?"),
             ("name.first", "\"name.first\""),
             ("metadata.", "key was expected"),
             ("", "no path \"\""),
