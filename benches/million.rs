@@ -77,6 +77,7 @@ fn device(number: usize) -> Device {
         key_hash: key.hash(),
         revision: 1,
         maintenance: false,
+        heartbeat_interval: None,
     }
 }
 

@@ -52,6 +52,7 @@ fn device(name: &str) -> Device {
         key_hash: KeyHash::of(name),
         revision: 1,
         maintenance: false,
+        heartbeat_interval: None,
     }
 }
 

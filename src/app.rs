@@ -288,7 +288,7 @@ fn retention(heartbeat_days: u32) -> Retention {
 fn load_registry(store: &Arc<dyn Store>, directory: &DeviceDirectory) -> Result<u64, StoreError> {
     store.for_each_device(&mut |row| match DeviceId::parse(row.id) {
         Ok(id) => {
-            directory.admit(DeviceEntry::new(id, row.key_hash));
+            directory.admit(DeviceEntry::new(id, row.key_hash, (&row).into()));
         }
         Err(reason) => tracing::error!(id = row.id, %reason, "a registered id is not valid, left out"),
     })

@@ -50,10 +50,10 @@ impl DeviceActor {
 
     /// The next interval, spread by up to a tenth either way so that a fleet that started together drifts apart.
     /// The spread comes from a hash of who and how often: even over a fleet, and no random generator on this path.
-    fn next_heartbeat(&self) -> Duration {
+    fn next_heartbeat(&self, interval: Duration) -> Duration {
         let hash = super::directory::hash_of(&(self.entry.id.as_str(), self.heartbeats));
         let spread = (hash % 2001) as f64 / 10_000.0 - 0.1;
-        self.shared.heartbeat_interval.mul_f64(1.0 + spread)
+        interval.mul_f64(1.0 + spread)
     }
 }
 
@@ -80,13 +80,16 @@ impl Handler<Heartbeat> for DeviceActor {
 
     fn handle(&mut self, heartbeat: Heartbeat, _: &mut Context<Self>) -> Self::Result {
         let Heartbeat { request, received_at } = heartbeat;
+        if self.entry.is_forgotten() {
+            return Err(super::directory::deleted(&self.entry));
+        }
         let ticket = ROW.with_borrow_mut(|payload| {
             payload.clear();
             row::encode_heartbeat(self.entry.id.as_str(), &request, received_at, payload)?;
             Ok::<_, ApiError>(self.shared.journal.append(payload)?)
         })?;
         self.heartbeats = self.heartbeats.wrapping_add(1);
-        self.entry.update_live(|live| {
+        let interval = self.entry.update_live(|live| {
             live.last_seen = Some(received_at);
             live.last_seen_at = clock::monotonic_nanos();
             if let Some(status) = &request.status {
@@ -105,8 +108,9 @@ impl Handler<Heartbeat> for DeviceActor {
                 let _ = stats.encode(&mut live.stats);
             }
             live.heartbeats += 1;
+            live.interval(self.shared.heartbeat_interval)
         });
-        Ok(Taken { ticket, next_heartbeat: self.next_heartbeat() })
+        Ok(Taken { ticket, next_heartbeat: self.next_heartbeat(interval) })
     }
 }
 

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use dashmap::DashMap;
+use fleetd_proto::v1::device_status::State;
 use fleetd_proto::v1::HeartbeatRequest;
 
 use super::device::{DeviceActor, Heartbeat, Taken};
 use super::entry::DeviceEntry;
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::error::ApiError;
 use crate::ids::DeviceId;
 use crate::telemetry::journal::Journal;
@@ -75,15 +76,26 @@ impl DeviceDirectory {
         Self { devices: Arc::default(), fallback: Arbiter::current(), shared: Arc::new(shared) }
     }
 
-    /// Makes a registered device known. False when its id was known before; then nothing changes.
-    pub fn admit(&self, entry: DeviceEntry) -> bool {
-        match self.devices.entry(entry.id.clone()) {
-            dashmap::Entry::Occupied(_) => false,
-            dashmap::Entry::Vacant(vacant) => {
-                vacant.insert(Arc::new(entry));
-                true
-            }
+    /// Makes a device known that the registry has just taken. The registry has one device an id at a time, so another
+    /// that is still known by this id was deleted, and is forgotten now.
+    pub fn admit(&self, entry: DeviceEntry) {
+        if let Some(deleted) = self.devices.insert(entry.id.clone(), Arc::new(entry)) {
+            deleted.forget();
+            stop(&deleted);
         }
+    }
+
+    /// Forgets a device that was deleted: its key is refused from now on, its actor stops, and a heartbeat that is
+    /// still on its way to it is refused. One that was registered anew by the same id stays.
+    pub fn forget(&self, entry: &Arc<DeviceEntry>) {
+        entry.forget();
+        self.devices.remove_if(entry.id.as_str(), |_, known| Arc::ptr_eq(known, entry));
+        stop(entry);
+    }
+
+    /// Whether the device is there: its presence without regard to maintenance.
+    pub fn reachability(&self, entry: &DeviceEntry) -> State {
+        entry.live().reachability(clock::monotonic_nanos(), self.shared.heartbeat_interval)
     }
 
     pub fn find(&self, id: &str) -> Option<Arc<DeviceEntry>> {
@@ -111,15 +123,19 @@ impl DeviceDirectory {
         received_at: UnixMillis,
     ) -> Result<Taken, ApiError> {
         let _counted = InFlight::count(&self.shared.in_flight);
-        self.awake(entry).send(Heartbeat { request, received_at }).await.map_err(handler_died)?
+        self.awake(entry)?.send(Heartbeat { request, received_at }).await.map_err(handler_died)?
     }
 
     /// The device's actor, made now if it sleeps or died.
-    fn awake(&self, entry: &Arc<DeviceEntry>) -> Addr<DeviceActor> {
+    fn awake(&self, entry: &Arc<DeviceEntry>) -> Result<Addr<DeviceActor>, ApiError> {
         let mut address = entry.address.lock();
+        // Under the lock that deletion takes last, so that no actor is made for a device that is gone.
+        if entry.is_forgotten() {
+            return Err(deleted(entry));
+        }
         if let Some(live) = address.as_ref() {
             if live.connected() {
-                return live.clone();
+                return Ok(live.clone());
             }
             self.shared.recreated.fetch_add(1, Ordering::Relaxed);
             tracing::error!(device_id = %entry.id, "device actor had died, made anew");
@@ -129,8 +145,14 @@ impl DeviceDirectory {
         let here = Arbiter::try_current().unwrap_or_else(|| self.fallback.clone());
         let (entry, shared) = (Arc::clone(entry), Arc::clone(&self.shared));
         let made = Supervisor::start_in_arbiter(&here, move |_| DeviceActor::new(entry, shared));
-        address.insert(made).clone()
+        Ok(address.insert(made).clone())
     }
+}
+
+/// Ends the device's actor, after the messages that it has.
+fn stop(entry: &DeviceEntry) {
+    // With the address gone the actor's context ends by itself.
+    drop(entry.address.lock().take());
 }
 
 /// Counts a message while somebody waits for its answer, also when that somebody gives up.
@@ -149,6 +171,11 @@ impl Drop for InFlight<'_> {
     }
 }
 
+/// Why a device that was deleted takes nothing more.
+pub(super) fn deleted(entry: &DeviceEntry) -> ApiError {
+    ApiError::not_found(format!("device {} was deleted; RegisterDevice makes it known anew", entry.id))
+}
+
 fn handler_died(error: MailboxError) -> ApiError {
     ApiError::internal("the device's actor died while it handled this message; try again").with_source(error)
 }
@@ -156,7 +183,9 @@ fn handler_died(error: MailboxError) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actors::entry::Settings;
     use crate::auth::KeyHash;
+    use crate::error::ErrorCode;
     use crate::telemetry::journal::{JournalOptions, SyncMode};
 
     fn directory(dir: &std::path::Path) -> DeviceDirectory {
@@ -168,7 +197,7 @@ mod tests {
 
     fn register(directory: &DeviceDirectory, id: &str) -> Arc<DeviceEntry> {
         let id = DeviceId::parse(id).expect("a valid id");
-        assert!(directory.admit(DeviceEntry::new(id.clone(), KeyHash::of("secret"))));
+        directory.admit(DeviceEntry::new(id.clone(), KeyHash::of("secret"), Settings::default()));
         directory.find(id.as_str()).expect("just admitted")
     }
 
@@ -190,7 +219,7 @@ mod tests {
             .await
             .expect("1");
 
-        let actor = directory.awake(&entry);
+        let actor = directory.awake(&entry).expect("not deleted");
         actor.send(super::super::device::Panic).await.expect_err("the panic takes the actor down");
         let taken =
             directory.heartbeat(&entry, heartbeat("rpi-001"), UnixMillis::now()).await.expect("taken by a new actor");
@@ -211,12 +240,30 @@ mod tests {
     }
 
     #[actix_rt::test]
-    async fn an_id_is_admitted_once() {
+    async fn a_device_that_was_forgotten_takes_nothing_more() {
         let folder = tempfile::tempdir().expect("a folder");
         let directory = directory(folder.path());
-        register(&directory, "rpi-003");
-        let again = DeviceEntry::new(DeviceId::parse("rpi-003").expect("valid"), KeyHash::of("other"));
-        assert!(!directory.admit(again));
+        let entry = register(&directory, "rpi-003");
+        directory.heartbeat(&entry, heartbeat("rpi-003"), UnixMillis::now()).await.expect("taken");
+        directory.forget(&entry);
+        assert!(directory.find("rpi-003").is_none());
+        let refused = directory.heartbeat(&entry, heartbeat("rpi-003"), UnixMillis::now()).await;
+        assert_eq!(refused.err().map(|error| error.code), Some(ErrorCode::NotFound));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(directory.snapshot(), DirectorySnapshot { registered: 0, awake: 0, recreated: 0, in_flight: 0 });
+    }
+
+    #[actix_rt::test]
+    async fn a_device_that_was_registered_anew_stays_when_the_old_one_is_forgotten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = directory(folder.path());
+        let old = register(&directory, "rpi-004");
+        let new = register(&directory, "rpi-004");
+        assert!(old.is_forgotten() && !new.is_forgotten());
+        directory.forget(&old);
+        assert!(directory.find("rpi-004").is_some_and(|known| Arc::ptr_eq(&known, &new)));
         assert_eq!(directory.snapshot().registered, 1);
     }
 }

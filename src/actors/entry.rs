@@ -2,6 +2,7 @@
 //! of the actor if it is awake, and the live state that lists and single reads show.
 //!
 //! There is one entry a registered device, live or not, so its size is the memory of a registered fleet.
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::Addr;
@@ -13,6 +14,7 @@ use crate::auth::rate_limit::DeviceBuckets;
 use crate::auth::KeyHash;
 use crate::clock::UnixMillis;
 use crate::ids::DeviceId;
+use crate::store::{Device, DeviceRow};
 
 /// One registered device, shared by the directory, its actor and the requests that concern it.
 pub struct DeviceEntry {
@@ -23,6 +25,7 @@ pub struct DeviceEntry {
     pub(super) address: Mutex<Option<Addr<DeviceActor>>>,
     /// The read model. The actor is its only writer; a reader holds the lock for a copy.
     live: Mutex<Live>,
+    is_forgotten: AtomicBool,
 }
 
 /// Live state as the last heartbeat left it. Lost with the process; the next heartbeat brings it back.
@@ -42,17 +45,60 @@ pub struct Live {
     /// The last `SystemStats`, encoded: a fifth of the decoded struct's size, and most are never read.
     pub stats: Vec<u8>,
     pub heartbeats: u64,
+    pub settings: Settings,
+}
+
+/// What an operator set that concerns live state; a copy of the registry's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Revision of the record that this is from.
+    pub revision: u64,
+    /// Taken out of service, whatever the device reports.
+    pub maintenance: bool,
+    /// How often the device is expected to report; `None` as the server's configuration says.
+    pub heartbeat_interval: Option<Duration>,
+}
+
+impl From<&Device> for Settings {
+    fn from(device: &Device) -> Self {
+        let Device { revision, maintenance, heartbeat_interval, .. } = *device;
+        Self { revision, maintenance, heartbeat_interval }
+    }
+}
+
+impl From<&DeviceRow<'_>> for Settings {
+    fn from(row: &DeviceRow<'_>) -> Self {
+        Self { revision: row.revision, maintenance: row.maintenance, heartbeat_interval: row.heartbeat_interval }
+    }
 }
 
 impl DeviceEntry {
-    pub fn new(id: DeviceId, key_hash: KeyHash) -> Self {
+    pub fn new(id: DeviceId, key_hash: KeyHash, settings: Settings) -> Self {
         Self {
             id,
             key_hash,
             limits: DeviceBuckets::default(),
             address: Mutex::new(None),
-            live: Mutex::new(Live::default()),
+            live: Mutex::new(Live { settings, ..Live::default() }),
+            is_forgotten: AtomicBool::new(false),
         }
+    }
+
+    /// Takes over what an operator changed. Of two changes that arrive in the wrong order the later one stays.
+    pub fn describe(&self, device: &Device) {
+        let mut live = self.live.lock();
+        if device.revision > live.settings.revision {
+            live.settings = Settings::from(device);
+        }
+    }
+
+    /// Whether the device was deleted. Who still holds the entry must take nothing more for it.
+    pub fn is_forgotten(&self) -> bool {
+        self.is_forgotten.load(Ordering::Acquire)
+    }
+
+    pub(super) fn forget(&self) {
+        self.is_forgotten.store(true, Ordering::Release);
     }
 
     pub fn live(&self) -> Live {
@@ -60,8 +106,8 @@ impl DeviceEntry {
     }
 
     /// For the device's actor alone.
-    pub(super) fn update_live(&self, change: impl FnOnce(&mut Live)) {
-        change(&mut self.live.lock());
+    pub(super) fn update_live<T>(&self, change: impl FnOnce(&mut Live) -> T) -> T {
+        change(&mut self.live.lock())
     }
 }
 
@@ -71,18 +117,29 @@ const LATE_AFTER_INTERVALS: f64 = 1.5;
 const OFFLINE_AFTER_INTERVALS: f64 = 3.0;
 
 impl Live {
-    /// Presence at `now` (monotonic nanoseconds), for a device told to report every `interval`.
-    pub fn presence(&self, now: u64, interval: Duration) -> State {
+    /// How often the device is expected to report; `default` where nobody said it for this one.
+    pub fn interval(&self, default: Duration) -> Duration {
+        self.settings.heartbeat_interval.unwrap_or(default)
+    }
+
+    /// Presence at `now` (monotonic nanoseconds); `default_interval` is the server's.
+    pub fn presence(&self, now: u64, default_interval: Duration) -> State {
+        if self.settings.maintenance || self.reported == State::Maintenance {
+            return State::Maintenance;
+        }
+        self.reachability(now, default_interval)
+    }
+
+    /// As [`Self::presence`], also for a device that is out of service: whether it is there.
+    pub fn reachability(&self, now: u64, default_interval: Duration) -> State {
         if self.last_seen.is_none() {
             return State::Unknown;
         }
-        if self.reported == State::Maintenance {
-            return State::Maintenance;
-        }
-        let silent = Duration::from_nanos(now.saturating_sub(self.last_seen_at)).as_secs_f64() / interval.as_secs_f64();
-        if silent > OFFLINE_AFTER_INTERVALS {
+        let silent = Duration::from_nanos(now.saturating_sub(self.last_seen_at)).as_secs_f64();
+        let intervals = silent / self.interval(default_interval).as_secs_f64();
+        if intervals > OFFLINE_AFTER_INTERVALS {
             State::Offline
-        } else if silent > LATE_AFTER_INTERVALS {
+        } else if intervals > LATE_AFTER_INTERVALS {
             State::Late
         } else {
             State::Online
@@ -121,5 +178,16 @@ mod tests {
     fn maintenance_stands_over_silence() {
         let live = Live { last_seen: Some(UnixMillis::EPOCH), reported: State::Maintenance, ..Live::default() };
         assert_eq!(live.presence(u64::MAX, INTERVAL), State::Maintenance);
+        assert_eq!(live.reachability(u64::MAX, INTERVAL), State::Offline);
+        let settings = Settings { maintenance: true, ..Settings::default() };
+        assert_eq!(Live { settings, ..Live::default() }.presence(0, INTERVAL), State::Maintenance);
+    }
+
+    #[test]
+    fn a_device_is_judged_by_its_own_interval() {
+        let settings = Settings { heartbeat_interval: Some(10 * INTERVAL), ..Settings::default() };
+        let live = Live { last_seen: Some(UnixMillis::EPOCH), settings, ..Live::default() };
+        assert_eq!(live.presence(91 * SECOND, INTERVAL), State::Online);
+        assert_eq!(live.presence(901 * SECOND, INTERVAL), State::Offline);
     }
 }

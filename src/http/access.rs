@@ -43,6 +43,11 @@ impl Call {
         Self::new(credential_of(context.headers()), peer)
     }
 
+    /// Who the caller turned out to be; `None` before [`Access`] said so, and for an anonymous one.
+    pub fn user_id(&self) -> Option<&str> {
+        self.user_id.as_deref()
+    }
+
     /// Says in the error who was refused.
     pub fn sign(&self, mut error: ApiError) -> ApiError {
         if error.user_id.is_none() {

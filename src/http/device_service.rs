@@ -10,8 +10,8 @@ use fleetd_proto::Timestamp;
 use prost::Message as _;
 
 use super::access::{Access, Call};
-use super::pages;
 use super::registration;
+use super::{device_edit, pages};
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::{self, UnixMillis};
@@ -42,7 +42,7 @@ impl DeviceService {
         self.access.authorize(call, REGISTER_DEVICE).await?;
         let (device, key) = registration::device_of(request, UnixMillis::now())?;
         let answer = registration::answer(&device, &key);
-        let entry = DeviceEntry::new(device.id.clone(), device.key_hash);
+        let entry = DeviceEntry::new(device.id.clone(), device.key_hash, (&device).into());
         self.store.register(device).await?;
         // Durable first, known second: a crash between the two leaves a device that the next start knows.
         self.directory.admit(entry);
@@ -120,8 +120,9 @@ impl DeviceService {
     }
 
     /// A device as callers see it: the record, with what its heartbeats said since.
-    fn shown(&self, stored: store::Device, live: &Live) -> Device {
+    pub(super) fn shown(&self, stored: store::Device, live: &Live) -> Device {
         let presence = live.presence(clock::monotonic_nanos(), self.directory.heartbeat_interval());
+        let etag = device_edit::etag(&stored);
         Device {
             id: stored.id.to_string(),
             name: stored.name,
@@ -136,8 +137,8 @@ impl DeviceService {
             status: presence.into(),
             registered_at: Some(timestamp(stored.registered_at)),
             labels: stored.labels,
-            etag: format!("{:x}", stored.revision),
-            heartbeat_interval: None,
+            etag,
+            heartbeat_interval: stored.heartbeat_interval.map(Into::into),
         }
     }
 

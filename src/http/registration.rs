@@ -5,8 +5,8 @@ use fleetd_proto::v1::{
     register_device_result, BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Error, RegisterDeviceRequest,
     RegisterDeviceResponse, RegisterDeviceResult,
 };
-use prost::Message as _;
 
+use super::device_fields::{self, Names};
 use super::device_service::timestamp;
 use crate::actors::entry::DeviceEntry;
 use crate::auth::{ApiKey, KeyKind};
@@ -14,37 +14,14 @@ use crate::error::ApiError;
 use crate::ids::DeviceId;
 use crate::store::{Device, StoreError, UnixMillis};
 
-/// Devices in one BatchRegisterDevices: with 1 KB each, half the largest message.
-pub const MAX_BATCH: usize = 1_000;
-/// Bytes of a name, type or version: longer ones do not fit a table, and each is kept for every device.
-const MAX_TEXT_BYTES: usize = 256;
-/// Entries of `metadata` and of `labels`, and the bytes of one value.
-const MAX_ENTRIES: usize = 64;
-const MAX_VALUE_BYTES: usize = 4096;
-/// Bytes of an encoded `system_info`.
-const MAX_SYSTEM_INFO_BYTES: usize = 8192;
+/// Devices in one BatchRegisterDevices; the largest message holds as many with 200 bytes each.
+pub const MAX_BATCH: usize = 10_000;
+const NAMES: Names = Names { name: "device_name", device_type: "device_type" };
 
 /// Checks a registration and makes the device with its key.
 pub fn device_of(request: RegisterDeviceRequest, now: UnixMillis) -> Result<(Device, ApiKey), ApiError> {
     let id = DeviceId::parse(&request.device_id)
         .map_err(|reason| ApiError::invalid_argument(format!("device_id {reason}")))?;
-    for (field, value) in
-        [("device_name", &request.device_name), ("device_type", &request.device_type), ("version", &request.version)]
-    {
-        check_text(field, value)?;
-    }
-    check_entries("metadata", &request.metadata)?;
-    check_entries("labels", &request.labels)?;
-    if request.heartbeat_interval.is_some() {
-        let message = "heartbeat_interval is in the contract, but this version of fleetd has one interval for all \
-                       devices (--heartbeat-interval-seconds)";
-        return Err(ApiError::new(crate::error::ErrorCode::Unimplemented, message));
-    }
-    let system_info = request.system_info.map(|info| info.encode_to_vec()).unwrap_or_default();
-    if system_info.len() > MAX_SYSTEM_INFO_BYTES {
-        let message = format!("system_info has {} bytes; at most {MAX_SYSTEM_INFO_BYTES} are kept", system_info.len());
-        return Err(ApiError::invalid_argument(message));
-    }
     let key = ApiKey::generate(KeyKind::Device)
         .map_err(|error| ApiError::internal("no random bytes for a new API key").with_source(error))?;
     let device = Device {
@@ -53,14 +30,16 @@ pub fn device_of(request: RegisterDeviceRequest, now: UnixMillis) -> Result<(Dev
         version: request.version,
         metadata: request.metadata,
         labels: request.labels,
-        system_info: system_info.into(),
+        system_info: device_fields::encode_system_info(request.system_info.as_ref()),
         registered_at: now,
         last_seen: None,
         key_hash: key.hash(),
         revision: 1,
         maintenance: false,
+        heartbeat_interval: request.heartbeat_interval.map(device_fields::interval).transpose()?,
         id,
     };
+    device_fields::check(&device, &NAMES)?;
     Ok((device, key))
 }
 
@@ -72,35 +51,6 @@ pub fn answer(device: &Device, key: &ApiKey) -> RegisterDeviceResponse {
         certificate: String::new(),
         registered_at: Some(timestamp(device.registered_at)),
     }
-}
-
-fn check_text(field: &str, value: &str) -> Result<(), ApiError> {
-    if value.len() > MAX_TEXT_BYTES {
-        let message = format!("{field} has {} bytes; at most {MAX_TEXT_BYTES} are kept", value.len());
-        return Err(ApiError::invalid_argument(message));
-    }
-    match value.chars().find(|character| character.is_control()) {
-        Some(character) => Err(ApiError::invalid_argument(format!("{field} has the control character {character:?}"))),
-        None => Ok(()),
-    }
-}
-
-fn check_entries(field: &str, entries: &BTreeMap<String, String>) -> Result<(), ApiError> {
-    if entries.len() > MAX_ENTRIES {
-        let message = format!("{field} has {} entries; at most {MAX_ENTRIES} are kept", entries.len());
-        return Err(ApiError::invalid_argument(message));
-    }
-    for (key, value) in entries {
-        if key.is_empty() {
-            return Err(ApiError::invalid_argument(format!("{field} has an entry with an empty key")));
-        }
-        check_text(&format!("a key of {field}"), key)?;
-        if value.len() > MAX_VALUE_BYTES {
-            let message = format!("{field}.{key} has {} bytes; at most {MAX_VALUE_BYTES} are kept", value.len());
-            return Err(ApiError::invalid_argument(message));
-        }
-    }
-    Ok(())
 }
 
 /// A batch under way: what was refused at once, and what goes to the store.
@@ -138,7 +88,7 @@ impl Batch {
                     // The store answers for each device that it was given.
                     outcomes.next().unwrap_or(Err(StoreError::Closed { operation: "register the device" }))?;
                     let answer = answer(&device, &key);
-                    admit(DeviceEntry::new(device.id, device.key_hash));
+                    admit(DeviceEntry::new(device.id.clone(), device.key_hash, (&device).into()));
                     Ok(answer)
                 });
                 registered_count += i32::from(outcome.is_ok());
@@ -195,6 +145,20 @@ mod tests {
         let (device, key) = device_of(request("rpi-001"), UnixMillis::from_millis_clamped(17)).expect("valid");
         assert_eq!((device.name.as_str(), device.registered_at), ("rpi-001", UnixMillis::from_millis_clamped(17)));
         assert_eq!(device.key_hash, key.hash());
+    }
+
+    #[test]
+    fn a_device_may_have_an_interval_of_its_own() {
+        let of = |seconds| {
+            let heartbeat_interval = Some(fleetd_proto::Duration { seconds, nanos: 0 });
+            device_of(RegisterDeviceRequest { heartbeat_interval, ..request("a") }, UnixMillis::EPOCH)
+        };
+        let (device, _) = of(5).expect("in range");
+        assert_eq!(device.heartbeat_interval, Some(std::time::Duration::from_secs(5)));
+        for seconds in [0, -1, 86_401, i64::MAX] {
+            let message = of(seconds).expect_err("out of range").message;
+            assert!(message.contains("heartbeat_interval is") && message.contains("1s to 86400s"), "{message}");
+        }
     }
 
     #[test]

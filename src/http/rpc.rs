@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 
 use super::access::Call;
+use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
 use super::wire::{self, FactsSlot};
 use crate::error::{ApiError, ErrorCode};
@@ -94,6 +95,8 @@ impl Dispatcher for FleetRpc {
             devices::REGISTER_DEVICE => unary!(&self.devices, register, context, request, format),
             devices::BATCH_REGISTER_DEVICES => unary!(&self.devices, register_batch, context, request, format),
             devices::GET_DEVICE => unary!(&self.devices, get, context, request, format),
+            device_edit::UPDATE_DEVICE => unary!(&self.devices, update, context, request, format),
+            device_edit::DELETE_DEVICE => unary!(&self.devices, delete, context, request, format),
             devices::LIST_DEVICES => unary!(&self.devices, list, context, request, format),
             _ => {
                 let refusal = self.not_served(path, &context);

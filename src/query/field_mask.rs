@@ -48,7 +48,8 @@ pub enum MaskError {
     NoKey { path: String },
 }
 
-const SYSTEM_INFO_FIELDS: [&str; 14] = [
+/// The fields of `system_info`, by their names in the contract.
+pub const SYSTEM_INFO_FIELDS: [&str; 14] = [
     "os",
     "arch",
     "cpu_cores",

@@ -21,7 +21,7 @@ mod version;
 pub use condition::{Comparison, Condition, Operator, Pattern, Shape, StateSet, TimePoint};
 pub use error::QueryError;
 pub use field::{Field, Kind, NumberField, TextField};
-pub use field_mask::{DeviceMask, DevicePath, MaskError};
+pub use field_mask::{DeviceMask, DevicePath, MaskError, SYSTEM_INFO_FIELDS};
 pub use filter::{Expr, Filter, Subject, Test};
 pub use order::{Direction, OrderBy, SortKey, SortValue};
 pub use page_token::{Digest, PageToken, TokenError, TokenSecret, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE};

@@ -1,5 +1,6 @@
 //! A device as the registry knows it: what it was registered with, not what it reports.
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -27,6 +28,8 @@ pub struct Device {
     pub revision: u64,
     /// An operator took it out of service.
     pub maintenance: bool,
+    /// How often it is expected to report; `None` as the server's configuration says.
+    pub heartbeat_interval: Option<Duration>,
 }
 
 /// When a device was last seen.
@@ -52,6 +55,7 @@ pub struct DeviceRow<'a> {
     pub last_seen: Option<UnixMillis>,
     pub revision: u64,
     pub maintenance: bool,
+    pub heartbeat_interval: Option<Duration>,
 }
 
 /// A map of strings as it is stored, decoded when asked for.

@@ -60,6 +60,20 @@ pub trait DeviceStore: Send + Sync {
     /// How many devices there are.
     fn count(&self) -> StoreFuture<u64>;
 
+    /// Replaces the device with this id and key by `device`, whose revision becomes one more, if the one there still
+    /// has `device.revision`; returns the new revision. The key, the time of registration and `last_seen` stay.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when it is gone (or registered anew, with another key),
+    /// [`StoreError::Changed`] when its revision is another.
+    fn replace(&self, device: Device) -> StoreFuture<u64>;
+
+    /// Removes the device with this id and this key.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is none, also when the id was registered anew since.
+    fn remove(&self, id: &DeviceId, key: &KeyHash) -> StoreFuture<()>;
+
     /// Notes when devices were last seen. Never moves a time back, and leaves the revision alone: it is no change
     /// that an operator could conflict with. Devices that are gone are passed over.
     fn touch(&self, seen: Vec<LastSeen>) -> StoreFuture<()>;

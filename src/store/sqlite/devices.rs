@@ -1,4 +1,6 @@
 //! The `devices` table.
+use std::time::Duration;
+
 use bytes::Bytes;
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{params, Connection, OptionalExtension, Row};
@@ -23,7 +25,7 @@ macro_rules! select_devices {
     ($rest:literal) => {
         concat!(
             "SELECT id, key_hash, revision, maintenance, registered_at, last_seen, name, type, version, metadata, \
-             labels, system_info FROM devices ",
+             labels, system_info, heartbeat_interval_ms FROM devices ",
             $rest
         )
     };
@@ -88,6 +90,22 @@ impl DeviceStore for SqliteStore {
         })
     }
 
+    fn replace(&self, device: Device) -> StoreFuture<u64> {
+        let device = NewDevice::from(device);
+        self.write("change a device", device.bytes(), move |connection| device.replace(connection))
+    }
+
+    fn remove(&self, id: &DeviceId, key: &KeyHash) -> StoreFuture<()> {
+        let (id, key) = (id.clone(), *key);
+        self.write("remove a device", WRITE_OVERHEAD, move |connection| {
+            let mut statement = connection.prepare_cached("DELETE FROM devices WHERE id = ?1 AND key_hash = ?2")?;
+            match statement.execute(params![id.as_str(), key.as_bytes()])? {
+                0 => Err(StoreError::NotFound(id).into()),
+                _ => Ok(()),
+            }
+        })
+    }
+
     fn touch(&self, seen: Vec<LastSeen>) -> StoreFuture<()> {
         let queues = self.queues.clone();
         Box::pin(async move {
@@ -140,8 +158,8 @@ impl NewDevice {
         let device = &self.device;
         let mut statement = connection.prepare_cached(
             "INSERT INTO devices (id, key_hash, revision, maintenance, registered_at, last_seen, name, type, version, \
-             metadata, labels, system_info) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
-             ON CONFLICT (id) DO NOTHING",
+             metadata, labels, system_info, heartbeat_interval_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT (id) DO NOTHING",
         )?;
         let inserted = statement.execute(params![
             device.id.as_str(),
@@ -156,12 +174,50 @@ impl NewDevice {
             self.metadata,
             self.labels,
             &device.system_info[..],
+            interval_millis(device),
         ])?;
         match inserted {
             0 => Err(StoreError::AlreadyExists(device.id.clone()).into()),
             _ => Ok(()),
         }
     }
+}
+
+impl NewDevice {
+    /// Writes it over the device of its id and key, if that still has its revision.
+    fn replace(&self, connection: &Connection) -> Result<u64, JobError> {
+        let device = &self.device;
+        let mut statement = connection.prepare_cached(
+            "UPDATE devices SET revision = revision + 1, maintenance = ?4, name = ?5, type = ?6, version = ?7, \
+             metadata = ?8, labels = ?9, system_info = ?10, heartbeat_interval_ms = ?11 \
+             WHERE id = ?1 AND key_hash = ?2 AND revision = ?3",
+        )?;
+        let updated = statement.execute(params![
+            device.id.as_str(),
+            device.key_hash.as_bytes(),
+            i64::try_from(device.revision).unwrap_or(i64::MAX),
+            device.maintenance,
+            device.name,
+            device.device_type,
+            device.version,
+            self.metadata,
+            self.labels,
+            &device.system_info[..],
+            interval_millis(device),
+        ])?;
+        if updated > 0 {
+            return Ok(device.revision + 1);
+        }
+        let mut statement = connection.prepare_cached("SELECT 1 FROM devices WHERE id = ?1 AND key_hash = ?2")?;
+        match statement.exists(params![device.id.as_str(), device.key_hash.as_bytes()])? {
+            true => Err(StoreError::Changed(device.id.clone()).into()),
+            false => Err(StoreError::NotFound(device.id.clone()).into()),
+        }
+    }
+}
+
+fn interval_millis(device: &Device) -> Option<i64> {
+    device.heartbeat_interval.map(|interval| i64::try_from(interval.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Inserts what can be inserted. An error of the database itself ends it, and undoes the whole chunk.
@@ -201,6 +257,7 @@ fn to_device(row: &Row<'_>) -> rusqlite::Result<Device> {
         key_hash: row.key_hash,
         revision: row.revision,
         maintenance: row.maintenance,
+        heartbeat_interval: row.heartbeat_interval,
     })
 }
 
@@ -223,6 +280,7 @@ fn read_row<'a>(row: &'a Row<'_>) -> rusqlite::Result<DeviceRow<'a>> {
         metadata: MapText(text(9)?),
         labels: MapText(text(10)?),
         system_info: row.get_ref(11)?.as_blob()?,
+        heartbeat_interval: row.get::<_, Option<u32>>(12)?.map(|millis| Duration::from_millis(millis.into())),
     })
 }
 

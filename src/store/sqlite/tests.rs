@@ -1,6 +1,7 @@
 //! The registry against real files: what it keeps, what it refuses, how it groups.
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -32,6 +33,7 @@ fn device(name: &str) -> Device {
         key_hash: ApiKey::generate(KeyKind::Device).unwrap().hash(),
         revision: 1,
         maintenance: false,
+        heartbeat_interval: None,
     }
 }
 
@@ -52,6 +54,7 @@ async fn a_registered_device_is_read_back_whole_also_after_a_restart() {
     full.last_seen = Some(UnixMillis::from_millis_clamped(-5));
     full.maintenance = true;
     full.revision = 7;
+    full.heartbeat_interval = Some(Duration::from_millis(86_400_000));
     let plain = device("rpi-002");
     store.register(full.clone()).await.unwrap();
     store.register(plain.clone()).await.unwrap();
@@ -65,6 +68,35 @@ async fn a_registered_device_is_read_back_whole_also_after_a_restart() {
     assert_eq!(store.device_of_key(&plain.key_hash).await.unwrap(), Some(plain.id));
     assert_eq!(store.device_of_key(&KeyHash::of("nobody's")).await.unwrap(), None);
     assert_eq!(store.count().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_change_lands_once_and_only_on_the_device_that_was_read() {
+    let (dir, store) = new_store();
+    let read = device("rpi-001");
+    store.register(read.clone()).await.unwrap();
+    let changed = Device { name: "New".into(), maintenance: true, ..read.clone() };
+    assert_eq!(store.replace(changed.clone()).await.unwrap(), 2);
+    assert!(matches!(store.replace(changed.clone()).await, Err(StoreError::Changed(_))));
+    drop(store);
+
+    let store = open_in(&dir);
+    assert_eq!(store.device(&read.id).await.unwrap(), Some(Device { revision: 2, ..changed.clone() }));
+    store.remove(&read.id, &read.key_hash).await.unwrap();
+    assert!(matches!(store.replace(Device { revision: 2, ..changed }).await, Err(StoreError::NotFound(_))));
+    assert_eq!(store.count().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_device_that_was_registered_anew_is_not_removed_for_the_old_one() {
+    let (_dir, store) = new_store();
+    let (old, new) = (device("rpi-001"), device("rpi-001"));
+    store.register(old.clone()).await.unwrap();
+    store.remove(&old.id, &old.key_hash).await.unwrap();
+    store.register(new.clone()).await.unwrap();
+    assert!(matches!(store.remove(&old.id, &old.key_hash).await, Err(StoreError::NotFound(_))));
+    assert_eq!(store.device_of_key(&old.key_hash).await.unwrap(), None);
+    assert_eq!(store.device(&new.id).await.unwrap(), Some(new));
 }
 
 #[tokio::test]
