@@ -1,6 +1,10 @@
 //! UpdateDevice and DeleteDevice.
+use std::sync::Arc;
+
 use fleetd_proto::v1::device_status::State;
-use fleetd_proto::v1::{DeleteDeviceRequest, DeleteDeviceResponse, UpdateDeviceRequest, UpdateDeviceResponse};
+use fleetd_proto::v1::{DeleteDeviceRequest, DeleteDeviceResponse, Device, UpdateDeviceRequest, UpdateDeviceResponse};
+
+use parking_lot::Mutex;
 
 use super::access::Call;
 use super::device_change;
@@ -9,14 +13,10 @@ use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
 use crate::query::DeviceMask;
-use crate::store::{self, StoreError};
+use crate::store;
 
 pub const UPDATE_DEVICE: &str = "fleetd.v1.DeviceService/UpdateDevice";
 pub const DELETE_DEVICE: &str = "fleetd.v1.DeviceService/DeleteDevice";
-
-/// How often an update without an etag starts again because somebody else changed the device meanwhile. Each time
-/// somebody got through, so only a crowd on one device needs more.
-const MAX_ATTEMPTS: u32 = 16;
 
 impl DeviceService {
     /// Permission: `device:update`. Fields that the mask does not name stay as they are, also when two callers change
@@ -40,36 +40,31 @@ impl DeviceService {
             }
             _ => device_change::mask_of_set_fields(&given),
         };
-        for _ in 0..MAX_ATTEMPTS {
-            let stored = self.store.device(&entry.id).await?.ok_or_else(|| no_device(entry.id.as_str()))?;
-            let etag = etag(&stored);
-            if !given.etag.is_empty() && given.etag != etag {
-                let message = format!(
-                    "device {} has etag {etag}, not {:?}: somebody changed it; read it again and decide anew",
-                    entry.id, given.etag
-                );
-                return Err(ApiError::new(ErrorCode::FailedPrecondition, message));
-            }
-            let mut changed = device_change::apply(&stored, &mask, &given)?;
-            if changed != stored {
-                changed.revision = match self.store.replace(changed.clone()).await {
-                    Ok(revision) => revision,
-                    Err(StoreError::Changed(_)) => continue,
-                    Err(error) => return Err(error.into()),
-                };
-                let user = call.user_id();
-                tracing::info!(device_id = %entry.id, user, ?mask, revision = changed.revision, "device updated");
-            }
-            // Durable first, known second. Of two updates at once the later revision stays.
-            entry.describe(&changed);
-            let live = entry.live();
-            return Ok(UpdateDeviceResponse {
-                device: Some(self.shown(changed, &live)),
-                updated_at: Some(timestamp(UnixMillis::now())),
-            });
+        let revision_before = Arc::new(Mutex::new(Ok(0)));
+        let outcome = Arc::clone(&revision_before);
+        let change = move |stored: &store::Device| {
+            let changed = change_of(stored, &mask, &given);
+            let (outcome_of_it, changed) = match changed {
+                Ok(changed) => (Ok(stored.revision), Some(changed)),
+                Err(error) => (Err(error), None),
+            };
+            *outcome.lock() = outcome_of_it;
+            changed
+        };
+        let changed = self.store.update(&entry.id, Box::new(change)).await?;
+        let revision_before = std::mem::replace(&mut *revision_before.lock(), Ok(0))?;
+        let changed = changed.ok_or_else(|| no_device(entry.id.as_str()))?;
+        if changed.revision != revision_before {
+            let user = call.user_id();
+            tracing::info!(device_id = %entry.id, user, revision = changed.revision, "device updated");
         }
-        let message = format!("device {} is being changed by too many at once; try again", entry.id);
-        Err(ApiError::new(ErrorCode::Aborted, message))
+        // Durable first, known second. Of two updates at once the later revision stays.
+        entry.describe(&changed);
+        let live = entry.live();
+        Ok(UpdateDeviceResponse {
+            device: Some(self.shown(changed, &live)),
+            updated_at: Some(timestamp(UnixMillis::now())),
+        })
     }
 
     /// Permission: `device:delete`. The key is dead when this answers; telemetry stays until it ages out.
@@ -102,6 +97,19 @@ impl DeviceService {
         }
         Ok(())
     }
+}
+
+/// The device after the change, or why it is refused.
+fn change_of(stored: &store::Device, mask: &DeviceMask, given: &Device) -> Result<store::Device, ApiError> {
+    let etag = etag(stored);
+    if !given.etag.is_empty() && given.etag != etag {
+        let message = format!(
+            "device {} has etag {etag}, not {:?}: somebody changed it; read it again and decide anew",
+            stored.id, given.etag
+        );
+        return Err(ApiError::new(ErrorCode::FailedPrecondition, message));
+    }
+    device_change::apply(stored, mask, given)
 }
 
 /// The etag of a device: its revision, which every change by an operator raises.

@@ -23,10 +23,6 @@ pub enum StoreError {
     #[error("device {0} is not registered")]
     NotFound(DeviceId),
 
-    /// Somebody else changed the device since it was read; nothing was done.
-    #[error("device {0} was changed by somebody else meanwhile")]
-    Changed(DeviceId),
-
     /// Turned away before anything was done.
     #[error("the registry has more {work} waiting than it can take; try again in a second")]
     Overloaded { work: &'static str },
@@ -90,7 +86,6 @@ impl From<StoreError> for ApiError {
         let (code, retry_after) = match &error {
             StoreError::AlreadyExists(_) => return Self::new(ErrorCode::AlreadyExists, message),
             StoreError::NotFound(_) => return Self::new(ErrorCode::NotFound, message),
-            StoreError::Changed(_) => return Self::new(ErrorCode::Aborted, message),
             // UNAVAILABLE, not RESOURCE_EXHAUSTED: the caller did nothing too often, the server is behind.
             StoreError::Overloaded { .. } | StoreError::Locked { .. } | StoreError::Closed { .. } => {
                 (ErrorCode::Unavailable, Some(OVERLOADED_RETRY))

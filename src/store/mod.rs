@@ -29,6 +29,10 @@ pub type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// An [`Answer`] that may be a failure.
 pub type StoreFuture<T> = Answer<Result<T, StoreError>>;
 
+/// What becomes of a device, decided while no other change of it is under way. It runs where all writes wait for it,
+/// so it does no more than edit the record.
+pub type DeviceChange = Box<dyn FnOnce(&Device) -> Option<Device> + Send>;
+
 /// Everything that the server keeps; share it as `Arc<dyn Store>`.
 pub trait Store: DeviceStore + SettingStore {
     /// Counters for `/metrics`.
@@ -60,13 +64,10 @@ pub trait DeviceStore: Send + Sync {
     /// How many devices there are.
     fn count(&self) -> StoreFuture<u64>;
 
-    /// Replaces the device with this id and key by `device`, whose revision becomes one more, if the one there still
-    /// has `device.revision`; returns the new revision. The key, the time of registration and `last_seen` stay.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`] when it is gone (or registered anew, with another key),
-    /// [`StoreError::Changed`] when its revision is another.
-    fn replace(&self, device: Device) -> StoreFuture<u64>;
+    /// Changes a device in one transaction: `change` sees it as it is, and gives it back as it shall be, or `None` to
+    /// leave it. Returns the device after it, its revision one more if it changed; `None` when there is no such device.
+    /// The id, the key, the time of registration and `last_seen` stay, whatever `change` does to them.
+    fn update(&self, id: &DeviceId, change: DeviceChange) -> StoreFuture<Option<Device>>;
 
     /// Removes the device with this id and this key.
     ///

@@ -11,7 +11,9 @@ use super::{connection, SqliteStore};
 use crate::auth::KeyHash;
 use crate::ids::DeviceId;
 use crate::store::device::encode_map;
-use crate::store::{Answer, Device, DeviceRow, DeviceStore, LastSeen, MapText, StoreError, StoreFuture, UnixMillis};
+use crate::store::{
+    Answer, Device, DeviceChange, DeviceRow, DeviceStore, LastSeen, MapText, StoreError, StoreFuture, UnixMillis,
+};
 
 /// Devices of a bulk write that share one piece of work. At some 20 µs each they hold the writer for 20 ms, so a
 /// single registration that comes between waits no longer than for a full group.
@@ -90,9 +92,18 @@ impl DeviceStore for SqliteStore {
         })
     }
 
-    fn replace(&self, device: Device) -> StoreFuture<u64> {
-        let device = NewDevice::from(device);
-        self.write("change a device", device.bytes(), move |connection| device.replace(connection))
+    fn update(&self, id: &DeviceId, change: DeviceChange) -> StoreFuture<Option<Device>> {
+        let id = id.clone();
+        self.write("change a device", WRITE_OVERHEAD, move |connection| {
+            let mut statement = connection.prepare_cached(select_devices!("WHERE id = ?1"))?;
+            let Some(device) = statement.query_row([id.as_str()], to_device).optional()? else { return Ok(None) };
+            let Some(changed) = change(&device).filter(|changed| *changed != device) else { return Ok(Some(device)) };
+            let revision = device.revision + 1;
+            let Device { id, key_hash, registered_at, last_seen, .. } = device;
+            let changed = Device { id, key_hash, registered_at, last_seen, revision, ..changed };
+            overwrite(connection, &changed)?;
+            Ok(Some(changed))
+        })
     }
 
     fn remove(&self, id: &DeviceId, key: &KeyHash) -> StoreFuture<()> {
@@ -183,37 +194,24 @@ impl NewDevice {
     }
 }
 
-impl NewDevice {
-    /// Writes it over the device of its id and key, if that still has its revision.
-    fn replace(&self, connection: &Connection) -> Result<u64, JobError> {
-        let device = &self.device;
-        let mut statement = connection.prepare_cached(
-            "UPDATE devices SET revision = revision + 1, maintenance = ?4, name = ?5, type = ?6, version = ?7, \
-             metadata = ?8, labels = ?9, system_info = ?10, heartbeat_interval_ms = ?11 \
-             WHERE id = ?1 AND key_hash = ?2 AND revision = ?3",
-        )?;
-        let updated = statement.execute(params![
-            device.id.as_str(),
-            device.key_hash.as_bytes(),
-            i64::try_from(device.revision).unwrap_or(i64::MAX),
-            device.maintenance,
-            device.name,
-            device.device_type,
-            device.version,
-            self.metadata,
-            self.labels,
-            &device.system_info[..],
-            interval_millis(device),
-        ])?;
-        if updated > 0 {
-            return Ok(device.revision + 1);
-        }
-        let mut statement = connection.prepare_cached("SELECT 1 FROM devices WHERE id = ?1 AND key_hash = ?2")?;
-        match statement.exists(params![device.id.as_str(), device.key_hash.as_bytes()])? {
-            true => Err(StoreError::Changed(device.id.clone()).into()),
-            false => Err(StoreError::NotFound(device.id.clone()).into()),
-        }
-    }
+fn overwrite(connection: &Connection, device: &Device) -> Result<(), JobError> {
+    let mut statement = connection.prepare_cached(
+        "UPDATE devices SET revision = ?2, maintenance = ?3, name = ?4, type = ?5, version = ?6, metadata = ?7, \
+         labels = ?8, system_info = ?9, heartbeat_interval_ms = ?10 WHERE id = ?1",
+    )?;
+    statement.execute(params![
+        device.id.as_str(),
+        i64::try_from(device.revision).unwrap_or(i64::MAX),
+        device.maintenance,
+        device.name,
+        device.device_type,
+        device.version,
+        encode_map(&device.metadata),
+        encode_map(&device.labels),
+        &device.system_info[..],
+        interval_millis(device),
+    ])?;
+    Ok(())
 }
 
 fn interval_millis(device: &Device) -> Option<i64> {

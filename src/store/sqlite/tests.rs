@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::auth::{ApiKey, KeyHash, KeyKind};
 use crate::ids::DeviceId;
-use crate::store::{Device, DeviceStore, LastSeen, SettingStore, UnixMillis};
+use crate::store::{Device, DeviceChange, DeviceStore, LastSeen, SettingStore, UnixMillis};
 
 fn id(text: &str) -> DeviceId {
     DeviceId::parse(text).unwrap()
@@ -71,19 +71,28 @@ async fn a_registered_device_is_read_back_whole_also_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_change_lands_once_and_only_on_the_device_that_was_read() {
+async fn changes_of_one_device_follow_each_other_and_none_is_lost() {
     let (dir, store) = new_store();
-    let read = device("rpi-001");
-    store.register(read.clone()).await.unwrap();
-    let changed = Device { name: "New".into(), maintenance: true, ..read.clone() };
-    assert_eq!(store.replace(changed.clone()).await.unwrap(), 2);
-    assert!(matches!(store.replace(changed.clone()).await, Err(StoreError::Changed(_))));
+    let registered = device("rpi-001");
+    store.register(registered.clone()).await.unwrap();
+    let append = |letter: char| -> DeviceChange {
+        Box::new(move |device: &Device| {
+            let name = format!("{}{letter}", device.name);
+            // What belongs to the registry is not the change's to alter.
+            Some(Device { name, revision: 99, last_seen: Some(UnixMillis::EPOCH), ..device.clone() })
+        })
+    };
+    let all = join_all("abcdefgh".chars().map(|letter| store.update(&registered.id, append(letter)))).await;
+    assert!(all.into_iter().all(|outcome| outcome.unwrap().is_some()));
+    assert_eq!(store.update(&registered.id, Box::new(|_| None)).await.unwrap().map(|device| device.revision), Some(9));
+    assert_eq!(store.update(&id("rpi-002"), append('x')).await.unwrap(), None);
     drop(store);
 
     let store = open_in(&dir);
-    assert_eq!(store.device(&read.id).await.unwrap(), Some(Device { revision: 2, ..changed.clone() }));
-    store.remove(&read.id, &read.key_hash).await.unwrap();
-    assert!(matches!(store.replace(Device { revision: 2, ..changed }).await, Err(StoreError::NotFound(_))));
+    let name = "Device rpi-001abcdefgh".to_owned();
+    let changed = Device { name, revision: 9, ..registered };
+    assert_eq!(store.device(&changed.id).await.unwrap(), Some(changed.clone()));
+    store.remove(&changed.id, &changed.key_hash).await.unwrap();
     assert_eq!(store.count().await.unwrap(), 0);
 }
 

@@ -1,0 +1,44 @@
+//! The fleet as operators and devices meet it, over real sockets against the real program: editing, searching,
+//! commanding, and knowing who is there.
+#[path = "../support/mod.rs"]
+mod support;
+
+mod edit;
+
+use serde_json::{json, Value};
+use support::client::Client;
+use support::wire::{http1, Reply};
+use support::{Server, ADMIN_KEY};
+
+/// Calls an RPC of DeviceService as `curl` would.
+fn call(server: &Server, rpc: &str, key: &str, message: &Value) -> Reply {
+    send(server, rpc, key, &message.to_string())
+}
+
+/// As [`call`], with the message's text as it is.
+fn send(server: &Server, rpc: &str, key: &str, message: &str) -> Reply {
+    http1(server.http(), &Client::Json1.call(&format!("DeviceService/{rpc}"), Some(key), message.as_bytes()))
+}
+
+/// As [`call`] by the admin, for what must succeed.
+fn ok(server: &Server, rpc: &str, message: &Value) -> Value {
+    let reply = call(server, rpc, ADMIN_KEY, message);
+    assert_eq!(reply.status, 200, "{rpc} {message}: {}", reply.text());
+    reply.json()
+}
+
+/// As [`call`] by the admin, for what must fail: the code, and the message.
+fn refused(server: &Server, rpc: &str, message: &Value) -> (String, String) {
+    let reply = call(server, rpc, ADMIN_KEY, message);
+    assert_ne!(reply.status, 200, "{rpc} {message}: {}", reply.text());
+    let error = reply.json();
+    (error["code"].as_str().unwrap_or_default().to_owned(), error["message"].as_str().unwrap_or_default().to_owned())
+}
+
+fn heartbeat(server: &Server, id: &str, key: &str) -> Reply {
+    call(server, "Heartbeat", key, &json!({ "device_id": id }))
+}
+
+fn device(server: &Server, id: &str) -> Value {
+    ok(server, "GetDevice", &json!({ "device_id": id }))["device"].clone()
+}
