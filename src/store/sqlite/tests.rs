@@ -346,7 +346,8 @@ async fn a_write_that_is_refused_or_panics_takes_nobody_with_it() {
     for name in ["half", "wrong", "panic"] {
         assert_eq!(store.setting(name).await.unwrap(), None, "{name} left something behind");
     }
-    assert_eq!(store.stats().transactions, 1, "all of it was one transaction");
+    // Writing the panic's backtrace can outlast GROUP_TIME, so the last one may be in a group of its own.
+    assert!(store.stats().transactions <= 2, "{:?}", store.stats());
 }
 
 #[tokio::test]
