@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actix::Actor as _;
 use actix_rt::System;
 use connectrpc_health::StaticChecker;
 use tokio::signal::unix::{signal, SignalKind};
@@ -15,15 +16,18 @@ use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
+use crate::actors::sweeper::CommandSweeper;
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::engine::{EngineError, EngineOptions, EngineProcess};
 use crate::http::access::Access;
+use crate::http::command_service::CommandCounters;
 use crate::http::device_service::DeviceService;
 use crate::http::front;
 use crate::http::gateway::Gateway;
 use crate::http::operations::Operations;
+use crate::http::pages::{Tokens, TokensError};
 use crate::http::rpc::{self, FleetRpc};
 use crate::ids::DeviceId;
 use crate::observe;
@@ -53,6 +57,8 @@ pub enum AppError {
     DataDir(#[from] DataDirError),
     #[error("the registry of devices does not open")]
     Store(#[from] StoreError),
+    #[error("page tokens cannot be made")]
+    Tokens(#[from] TokensError),
     #[error("no admin key")]
     AdminKey(#[from] AdminKeyError),
     #[error("the journal does not open")]
@@ -198,6 +204,9 @@ impl Server {
         let directory = DeviceDirectory::new(journal.clone(), config.heartbeat_interval);
         let registered = load_registry(&store, &directory)?;
         tracing::info!(registered, "registry loaded");
+        let tokens = Tokens::load_or_create(&*store).await?;
+        let commands = Arc::new(CommandCounters::default());
+        CommandSweeper::new(store.clone()).start();
 
         let (stopping, is_stopping) = watch::channel(false);
         let metrics = observe::metrics(observe::Sources {
@@ -205,6 +214,7 @@ impl Server {
             journal: journal.clone(),
             writer: writer.clone(),
             store: store.clone(),
+            commands: commands.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
@@ -213,6 +223,8 @@ impl Server {
             directory,
             store: store.clone(),
             metrics,
+            commands,
+            tokens,
         };
         let (companions, health) = rpc::companions();
         let gateway = Gateway::new(FleetRpc::new(Arc::new(devices)), companions, Arc::new(operations));
@@ -284,12 +296,17 @@ fn retention(heartbeat_days: u32) -> Retention {
     Retention { heartbeats: (heartbeat_days > 0).then(|| DAY * heartbeat_days), ..Retention::default() }
 }
 
-/// Makes every registered device known to the directory; no actor is made until a device reports.
+/// Makes every registered device known to the directory, and which of them have commands; no actor is made until a
+/// device reports.
 fn load_registry(store: &Arc<dyn Store>, directory: &DeviceDirectory) -> Result<u64, StoreError> {
-    store.for_each_device(&mut |row| match DeviceId::parse(row.id) {
-        Ok(id) => {
-            directory.admit(DeviceEntry::new(id, row.key_hash, (&row).into()));
-        }
+    let registered = store.for_each_device(&mut |row| match DeviceId::parse(row.id) {
+        Ok(id) => directory.admit(DeviceEntry::new(id, row.key_hash, (&row).into())),
         Err(reason) => tracing::error!(id = row.id, %reason, "a registered id is not valid, left out"),
-    })
+    })?;
+    store.for_each_commanded_device(&mut |id| {
+        if let Some(entry) = directory.find(id) {
+            entry.commands.sent();
+        }
+    })?;
+    Ok(registered)
 }

@@ -4,6 +4,7 @@ pub mod actors;
 pub mod app;
 pub mod auth;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod data_dir;
 pub mod engine;

@@ -1,4 +1,5 @@
 //! What operators see of the running parts: the readings of `/metrics` and the reasons of `/readyz`.
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use prometheus_client::registry::Unit;
@@ -6,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
 use crate::engine::EngineMonitor;
+use crate::http::command_service::CommandCounters;
 use crate::metrics::{Metrics, Reading, Value};
 use crate::store::Store;
 use crate::telemetry::journal::Journal;
@@ -21,12 +23,14 @@ pub struct Sources {
     pub journal: Journal,
     pub writer: WriterHandle,
     pub store: Arc<dyn Store>,
+    pub commands: Arc<CommandCounters>,
     pub engine: Option<EngineMonitor>,
 }
 
 pub fn metrics(sources: Sources) -> Metrics {
     Metrics::new(move || {
         let mut readings = devices(&sources);
+        readings.extend(commands(&sources));
         readings.extend(journal(&sources));
         readings.extend(writer(&sources));
         readings.extend(store(&sources));
@@ -85,6 +89,33 @@ fn devices(sources: &Sources) -> Vec<Reading> {
             snapshot.in_flight as f64,
         ),
         counter("device_actors_recreated", "Device actors made anew after a panic", snapshot.recreated),
+    ]
+}
+
+fn commands(sources: &Sources) -> Vec<Reading> {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let commands = &sources.commands;
+    vec![
+        counter("commands_queued", "Commands queued, counted for each device", count(&commands.queued)),
+        counter("commands_refused", "Commands refused because the device had too many", count(&commands.refused)),
+        counter("commands_delivered", "Deliveries of commands, repeats included", count(&commands.delivered)),
+        counter(
+            "commands_deliveries_put_off",
+            "Heartbeats answered without commands",
+            count(&commands.deliveries_put_off),
+        ),
+        counter("commands_expired", "Commands whose time had run out at a heartbeat", count(&commands.expired)),
+        counter("commands_canceled", "Commands taken back", count(&commands.canceled)),
+        counter(
+            "command_results_applied",
+            "Results of devices that changed something",
+            count(&commands.results_applied),
+        ),
+        counter(
+            "command_results_ignored",
+            "Results that came late or of unknown commands",
+            count(&commands.results_ignored),
+        ),
     ]
 }
 

@@ -2,7 +2,7 @@
 //! of the actor if it is awake, and the live state that lists and single reads show.
 //!
 //! There is one entry a registered device, live or not, so its size is the memory of a registered fleet.
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use actix::Addr;
@@ -26,6 +26,36 @@ pub struct DeviceEntry {
     /// The read model. The actor is its only writer; a reader holds the lock for a copy.
     live: Mutex<Live>,
     is_forgotten: AtomicBool,
+    pub commands: CommandHint,
+}
+
+/// Tells without asking the registry whether commands may be pending for a device, so that a heartbeat of a device
+/// without any costs two loads.
+///
+/// `sent` grows after a command is durable; `settled` is what `sent` was before a look into the registry that found
+/// nothing pending. So they are equal only if no command was sent since that look began.
+#[derive(Debug, Default)]
+pub struct CommandHint {
+    sent: AtomicU32,
+    settled: AtomicU32,
+}
+
+impl CommandHint {
+    /// A command was made durable.
+    pub fn sent(&self) {
+        self.sent.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// `Some` when commands may be pending: hand it to [`Self::settled`] if a look finds none.
+    pub fn look(&self) -> Option<u32> {
+        let sent = self.sent.load(Ordering::Acquire);
+        (sent != self.settled.load(Ordering::Acquire)).then_some(sent)
+    }
+
+    /// The look that began with `seen` found nothing pending.
+    pub fn settled(&self, seen: u32) {
+        self.settled.store(seen, Ordering::Release);
+    }
 }
 
 /// Live state as the last heartbeat left it. Lost with the process; the next heartbeat brings it back.
@@ -81,6 +111,7 @@ impl DeviceEntry {
             address: Mutex::new(None),
             live: Mutex::new(Live { settings, ..Live::default() }),
             is_forgotten: AtomicBool::new(false),
+            commands: CommandHint::default(),
         }
     }
 
@@ -181,6 +212,19 @@ mod tests {
         assert_eq!(live.reachability(u64::MAX, INTERVAL), State::Offline);
         let settings = Settings { maintenance: true, ..Settings::default() };
         assert_eq!(Live { settings, ..Live::default() }.presence(0, INTERVAL), State::Maintenance);
+    }
+
+    #[test]
+    fn a_command_sent_during_a_look_is_not_forgotten() {
+        let hint = CommandHint::default();
+        assert_eq!(hint.look(), None);
+        hint.sent();
+        let seen = hint.look().expect("one was sent");
+        hint.sent();
+        hint.settled(seen);
+        let seen = hint.look().expect("one was sent during the look");
+        hint.settled(seen);
+        assert_eq!(hint.look(), None);
     }
 
     #[test]

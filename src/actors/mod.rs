@@ -3,10 +3,12 @@
 //! | actor | state it owns | mailbox | restart rule |
 //! |---|---|---|---|
 //! | [`device::DeviceActor`], one a live device | heartbeats since it was made, boots seen, the device's pace | actix's default of 16; senders wait | by the directory, on the next message, from the device's entry |
+//! | [`sweeper::CommandSweeper`], one | none | unused | none: it does not end |
 //!
-//! An actor is made on the arbiter of the worker where its device's first message arrived, so that the messages of a
+//! A device's actor is made on the arbiter of the worker where its device's first message arrived, so that the messages of a
 //! device that keeps its connection stay on one thread. One device's messages are handled in order. Nothing outside this
 //! module sees an address: [`directory::DeviceDirectory`] is the handle.
 pub mod device;
 pub mod directory;
 pub mod entry;
+pub mod sweeper;

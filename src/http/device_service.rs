@@ -10,13 +10,16 @@ use fleetd_proto::Timestamp;
 use prost::Message as _;
 
 use super::access::{Access, Call};
+use super::command_service::{self, CommandCounters};
+use super::device_edit;
+use super::pages::{self, Tokens};
 use super::registration;
-use super::{device_edit, pages};
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::{self, UnixMillis};
 use crate::error::{ApiError, ErrorCode};
 use crate::metrics::Metrics;
+use crate::query::{Digest, PageToken};
 use crate::store::{self, Store};
 
 pub const REGISTER_DEVICE: &str = "fleetd.v1.DeviceService/RegisterDevice";
@@ -30,6 +33,8 @@ pub struct DeviceService {
     pub directory: DeviceDirectory,
     pub store: Arc<dyn Store>,
     pub metrics: Metrics,
+    pub commands: Arc<CommandCounters>,
+    pub tokens: Tokens,
 }
 
 impl DeviceService {
@@ -85,10 +90,20 @@ impl DeviceService {
                 return Err(ApiError::new(ErrorCode::Unimplemented, message));
             }
         }
-        let page = pages::Page::of(request.page_size, &request.page_token)?;
+        let size = pages::size_of(request.page_size)?;
+        let digest = Digest::of(&["devices", "", ""]);
+        let token = self.tokens.read(&request.page_token, digest)?;
         // One more than asked for tells whether there is a next page.
-        let mut stored = self.store.list(page.after(), page.size + 1).await?;
-        let next_page_token = pages::cut(&mut stored, page.size, |device| device.id.as_str());
+        let mut stored = self.store.list(token.as_ref().map(|token| token.id.as_str()), size + 1).await?;
+        let has_more = stored.len() > size;
+        stored.truncate(size);
+        let next_page_token = match stored.last() {
+            Some(last) if has_more => {
+                let token = PageToken { now: UnixMillis::now(), values: Vec::new(), id: last.id.to_string() };
+                self.tokens.write(&token, digest)
+            }
+            _ => String::new(),
+        };
         let devices = stored
             .into_iter()
             .map(|device| {
@@ -107,16 +122,28 @@ impl DeviceService {
         outcome
     }
 
-    async fn take_heartbeat(&self, call: &mut Call, request: HeartbeatRequest) -> Result<HeartbeatResponse, ApiError> {
+    async fn take_heartbeat(
+        &self,
+        call: &mut Call,
+        mut request: HeartbeatRequest,
+    ) -> Result<HeartbeatResponse, ApiError> {
         let entry = self.access.authorize_heartbeat(call, HEARTBEAT, &request.device_id).await?;
+        let reports = command_service::reports_of(std::mem::take(&mut request.command_results))?;
         let taken = self.directory.heartbeat(&entry, request, UnixMillis::now()).await?;
         taken.ticket.committed().await?;
         Ok(HeartbeatResponse {
             acknowledged: true,
-            commands: Vec::new(),
+            commands: self.exchange_commands(&entry, reports).await?,
             pending_update: None,
             next_heartbeat: Some(taken.next_heartbeat.into()),
         })
+    }
+
+    /// The devices that match a filter now.
+    pub(super) async fn select(&self, field: &str, filter: &str) -> Result<Vec<Arc<DeviceEntry>>, ApiError> {
+        let message =
+            format!("{field} {filter:?} is in the contract, but this version of fleetd does not serve it yet");
+        Err(ApiError::new(ErrorCode::Unimplemented, message))
     }
 
     /// A device as callers see it: the record, with what its heartbeats said since.

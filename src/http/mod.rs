@@ -4,6 +4,7 @@
 //! serves operations endpoints itself and hands RPCs to `connectrpc`; [`rpc`] decodes and dispatches them to the
 //! services ([`device_service`], …); [`wire`] writes errors as each kind of client expects them.
 pub mod access;
+pub mod command_service;
 pub mod device_change;
 pub mod device_edit;
 pub mod device_fields;

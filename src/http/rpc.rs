@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 
 use super::access::Call;
+use super::command_service;
 use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
 use super::wire::{self, FactsSlot};
@@ -97,6 +98,9 @@ impl Dispatcher for FleetRpc {
             devices::GET_DEVICE => unary!(&self.devices, get, context, request, format),
             device_edit::UPDATE_DEVICE => unary!(&self.devices, update, context, request, format),
             device_edit::DELETE_DEVICE => unary!(&self.devices, delete, context, request, format),
+            command_service::SEND_COMMAND => unary!(&self.devices, send_command, context, request, format),
+            command_service::LIST_COMMANDS => unary!(&self.devices, list_commands, context, request, format),
+            command_service::CANCEL_COMMAND => unary!(&self.devices, cancel_command, context, request, format),
             devices::LIST_DEVICES => unary!(&self.devices, list, context, request, format),
             _ => {
                 let refusal = self.not_served(path, &context);

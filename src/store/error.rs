@@ -23,6 +23,9 @@ pub enum StoreError {
     #[error("device {0} is not registered")]
     NotFound(DeviceId),
 
+    #[error("{what} is still under way; try again in a second")]
+    InProgress { what: &'static str },
+
     /// Turned away before anything was done.
     #[error("the registry has more {work} waiting than it can take; try again in a second")]
     Overloaded { work: &'static str },
@@ -87,9 +90,10 @@ impl From<StoreError> for ApiError {
             StoreError::AlreadyExists(_) => return Self::new(ErrorCode::AlreadyExists, message),
             StoreError::NotFound(_) => return Self::new(ErrorCode::NotFound, message),
             // UNAVAILABLE, not RESOURCE_EXHAUSTED: the caller did nothing too often, the server is behind.
-            StoreError::Overloaded { .. } | StoreError::Locked { .. } | StoreError::Closed { .. } => {
-                (ErrorCode::Unavailable, Some(OVERLOADED_RETRY))
-            }
+            StoreError::InProgress { .. }
+            | StoreError::Overloaded { .. }
+            | StoreError::Locked { .. }
+            | StoreError::Closed { .. } => (ErrorCode::Unavailable, Some(OVERLOADED_RETRY)),
             StoreError::DiskFull { .. } => (ErrorCode::Unavailable, Some(DISK_FULL_RETRY)),
             StoreError::Damaged { .. }
             | StoreError::Foreign { .. }

@@ -282,7 +282,7 @@ fn read_row<'a>(row: &'a Row<'_>) -> rusqlite::Result<DeviceRow<'a>> {
     })
 }
 
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
@@ -292,6 +292,6 @@ fn device_id(text: &str) -> rusqlite::Result<DeviceId> {
 }
 
 /// A value that this program would not have written.
-fn not_as_written(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+pub(super) fn not_as_written(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error))
 }

@@ -11,8 +11,11 @@ use super::error::{classify, open_error};
 use crate::store::StoreError;
 
 /// In order; the first is version 1.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_devices.sql"), include_str!("migrations/0002_heartbeat_interval.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_devices.sql"),
+    include_str!("migrations/0002_heartbeat_interval.sql"),
+    include_str!("migrations/0003_commands.sql"),
+];
 
 /// "fltd" in ASCII, the `application_id` by which `file` and the next start know the database.
 const APPLICATION_ID: i64 = 0x666c_7464;

@@ -12,11 +12,11 @@ use crate::auth::{ApiKey, KeyHash, KeyKind};
 use crate::ids::DeviceId;
 use crate::store::{Device, DeviceChange, DeviceStore, LastSeen, SettingStore, UnixMillis};
 
-fn id(text: &str) -> DeviceId {
+pub(super) fn id(text: &str) -> DeviceId {
     DeviceId::parse(text).unwrap()
 }
 
-fn device(name: &str) -> Device {
+pub(super) fn device(name: &str) -> Device {
     let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     };
@@ -37,11 +37,11 @@ fn device(name: &str) -> Device {
     }
 }
 
-fn open_in(dir: &TempDir) -> SqliteStore {
+pub(super) fn open_in(dir: &TempDir) -> SqliteStore {
     SqliteStore::open(&dir.path().join(DATABASE_FILE)).unwrap()
 }
 
-fn new_store() -> (TempDir, SqliteStore) {
+pub(super) fn new_store() -> (TempDir, SqliteStore) {
     let dir = TempDir::new().unwrap();
     let store = open_in(&dir);
     (dir, store)
