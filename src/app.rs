@@ -225,6 +225,7 @@ impl Server {
             metrics,
             commands,
             tokens,
+            stopping: is_stopping.clone(),
         };
         let (companions, health) = rpc::companions();
         let gateway = Gateway::new(FleetRpc::new(Arc::new(devices)), companions, Arc::new(operations));

@@ -163,10 +163,28 @@ fn no_bytes_confuse_the_reader_of_the_journal() {
 
 #[test]
 fn no_page_token_is_taken_that_the_server_did_not_make() {
-    holds_for_mutations_of(
-        &[b"\x14\0\0\0v1.7270692d303031", b"\0\0\0\0", b"\xff\xff\xff\xffv1.61"],
-        properties::page_token,
-    );
+    let token = fleetd::query::PageToken {
+        now: fleetd::telemetry::row::UnixMillis::EPOCH,
+        values: vec![fleetd::query::SortValue::Number(0.5), fleetd::query::SortValue::Text("a".into())],
+        id: "rpi-001".into(),
+    };
+    let token = properties::page_tokens().write(&token, fleetd::query::Digest::of(&["mutations"]));
+    let sample = [b"\x14\0\0\0", token.as_bytes()].concat();
+    holds_for_mutations_of(&[&sample, b"\0\0\0\0", b"\xff\xff\xff\xffx"], properties::page_token);
+}
+
+#[test]
+fn no_text_breaks_the_query_language() {
+    let samples: [&[u8]; 7] = [
+        b"status:online",
+        b"type:raspberry-pi,esp32 AND NOT (last_seen:<-1h OR cpu_usage:>=80.5)",
+        b"labels.\"odd key\":*\"a \\\" b\"* or version:>1.2.0-rc.1",
+        b"registered_at:2024-01-31,2024-01-31T12:00:00Z",
+        b"metadata.location:* AND system_info.os:Lin*",
+        b"cpu_usage DESC, memory_usage ASC,name",
+        b"metrics.rpm:>1e3 AND id:\xc3\xbc*",
+    ];
+    holds_for_mutations_of(&samples, properties::query);
 }
 
 #[test]

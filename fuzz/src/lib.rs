@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use fleetd::auth::credential;
 use fleetd::http::{pages, registration};
 use fleetd::ids::DeviceId;
+use fleetd::query::{Digest, Filter, OrderBy, MAX_QUERY_BYTES};
 use fleetd::telemetry::journal::MAX_PAYLOAD_BYTES;
 use fleetd::telemetry::row::{encode_heartbeat, Sections, Table, UnixMillis};
 use fleetd_proto::json;
@@ -92,23 +93,47 @@ pub fn register_json(bytes: &[u8]) {
     }
 }
 
-/// The first 4 bytes are a page size, the rest is a token.
+/// The first 4 bytes are a page size, the rest is a token: no token is taken that the server did not make.
 pub fn page_token(bytes: &[u8]) {
     let Some((size, token)) = bytes.split_first_chunk::<4>() else { return };
     let Ok(token) = std::str::from_utf8(token) else { return };
-    match pages::Page::of(i32::from_le_bytes(*size), token) {
-        Ok(page) => {
-            assert!((1..=100).contains(&page.size));
-            match page.after() {
-                None => assert!(token.is_empty()),
-                Some(after) => {
-                    assert!(DeviceId::check(after).is_ok());
-                    let token_of_after = pages::cut(&mut vec![after, "next"], 1, |id| id);
-                    assert!(token_of_after.eq_ignore_ascii_case(token), "{token_of_after} was read from {token}");
-                }
+    match pages::size_of(i32::from_le_bytes(*size)) {
+        Ok(size) => assert!((1..=100).contains(&size)),
+        Err(error) => is_short(&error.message),
+    }
+    let (tokens, query) = (page_tokens(), Digest::of(&["mutations"]));
+    match tokens.read(token, query) {
+        Ok(None) => assert!(token.is_empty()),
+        Ok(Some(read)) => assert_eq!(tokens.write(&read, query), token, "read, and not made here"),
+        Err(error) => is_short(&error.message),
+    }
+}
+
+/// Tokens under a secret that the corpus of mutated tokens was made with.
+pub fn page_tokens() -> pages::Tokens {
+    pages::Tokens::new([7; 32])
+}
+
+/// A filter, and an order.
+pub fn query(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Filter::parse(text, UnixMillis::EPOCH) {
+        Ok(filter) => {
+            let canonical = filter.to_string();
+            // Quoting can make a text longer than what is read.
+            if canonical.len() <= MAX_QUERY_BYTES {
+                let again = Filter::parse(&canonical, UnixMillis::EPOCH);
+                assert_eq!(again.as_ref(), Ok(&filter), "{text:?} became {canonical:?}");
             }
         }
-        Err(error) => is_short(&error.message),
+        Err(error) => {
+            assert!((1..=text.chars().count() + 1).contains(&error.column), "{text:?}: {error}");
+            is_short(&error.to_string());
+        }
+    }
+    match OrderBy::parse(text) {
+        Ok(order) => assert_eq!(OrderBy::parse(&order.to_string()), Ok(order), "{text:?}"),
+        Err(error) => is_short(&error.to_string()),
     }
 }
 

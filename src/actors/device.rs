@@ -13,6 +13,7 @@ use prost::Message as _;
 
 use super::directory::Shared;
 use super::entry::DeviceEntry;
+use super::pace;
 use crate::clock::{self, UnixMillis};
 use crate::error::ApiError;
 use crate::telemetry::journal::Ticket;
@@ -48,12 +49,11 @@ impl DeviceActor {
         Self { entry, shared, heartbeats: 0 }
     }
 
-    /// The next interval, spread by up to a tenth either way so that a fleet that started together drifts apart.
-    /// The spread comes from a hash of who and how often: even over a fleet, and no random generator on this path.
+    /// When the device should report next. The spread comes from a hash of who and how often: even over a fleet, and
+    /// no random generator on this path.
     fn next_heartbeat(&self, interval: Duration) -> Duration {
         let hash = super::directory::hash_of(&(self.entry.id.as_str(), self.heartbeats));
-        let spread = (hash % 2001) as f64 / 10_000.0 - 0.1;
-        interval.mul_f64(1.0 + spread)
+        pace::next_heartbeat(interval, self.shared.stretch.get(), hash)
     }
 }
 

@@ -6,7 +6,7 @@
 //! would most likely panic again.
 use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -16,6 +16,7 @@ use fleetd_proto::v1::HeartbeatRequest;
 
 use super::device::{DeviceActor, Heartbeat, Taken};
 use super::entry::DeviceEntry;
+use super::pace::{self, Load, Stretch, MAX_IN_FLIGHT};
 use crate::clock::{self, UnixMillis};
 use crate::error::ApiError;
 use crate::ids::DeviceId;
@@ -32,7 +33,15 @@ pub struct Shared {
     recreated: AtomicU64,
     /// Messages sent and not answered yet.
     in_flight: AtomicUsize,
+    /// How far all intervals are stretched now.
+    pub(super) stretch: Stretch,
 }
+
+/// When to come back to a server that has too much under way; by then it has worked off what it had.
+const OVERLOADED_RETRY: Duration = Duration::from_secs(2);
+
+/// How often the stretch of intervals follows the load.
+const PACE_EVERY: Duration = Duration::from_millis(250);
 
 /// Cheap, cloneable handle.
 #[derive(Clone)]
@@ -44,7 +53,7 @@ pub struct DeviceDirectory {
 }
 
 /// Counts for operators and tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DirectorySnapshot {
     /// Devices in the registry.
     pub registered: usize,
@@ -54,6 +63,8 @@ pub struct DirectorySnapshot {
     pub recreated: u64,
     /// Messages in mailboxes or being handled.
     pub in_flight: usize,
+    /// Factor by which all devices' intervals are longer now.
+    pub stretch: f64,
 }
 
 static HASHER: LazyLock<std::hash::RandomState> = LazyLock::new(Default::default);
@@ -72,8 +83,11 @@ impl DeviceDirectory {
             awake: AtomicUsize::new(0),
             recreated: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
+            stretch: Stretch::default(),
         };
-        Self { devices: Arc::default(), fallback: Arbiter::current(), shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        Pacer { shared: Arc::downgrade(&shared) }.start();
+        Self { devices: Arc::default(), fallback: Arbiter::current(), shared }
     }
 
     /// Makes a device known that the registry has just taken. The registry has one device an id at a time, so another
@@ -112,6 +126,7 @@ impl DeviceDirectory {
             awake: self.shared.awake.load(Ordering::Relaxed),
             recreated: self.shared.recreated.load(Ordering::Relaxed),
             in_flight: self.shared.in_flight.load(Ordering::Relaxed),
+            stretch: self.shared.stretch.get(),
         }
     }
 
@@ -122,8 +137,16 @@ impl DeviceDirectory {
         request: HeartbeatRequest,
         received_at: UnixMillis,
     ) -> Result<Taken, ApiError> {
-        let _counted = InFlight::count(&self.shared.in_flight);
+        let _counted = InFlight::claim(&self.shared, 1)?;
         self.awake(entry)?.send(Heartbeat { request, received_at }).await.map_err(handler_died)?
+    }
+
+    /// Room for `size` heartbeats that are sent to their actors before the first answer is awaited.
+    ///
+    /// # Errors
+    /// UNAVAILABLE when there is none.
+    pub fn begin_batch(&self, size: usize) -> Result<HeartbeatBatch, ApiError> {
+        Ok(HeartbeatBatch { directory: self.clone(), _claim: InFlight::claim(&self.shared, size)? })
     }
 
     /// The device's actor, made now if it sleeps or died.
@@ -155,19 +178,85 @@ fn stop(entry: &DeviceEntry) {
     drop(entry.address.lock().take());
 }
 
-/// Counts a message while somebody waits for its answer, also when that somebody gives up.
-struct InFlight<'a>(&'a AtomicUsize);
+/// Lets the stretch of intervals follow the load, and ends with the directory.
+struct Pacer {
+    shared: Weak<Shared>,
+}
 
-impl<'a> InFlight<'a> {
-    fn count(counter: &'a AtomicUsize) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter)
+impl Actor for Pacer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.run_interval(PACE_EVERY, |this, context| {
+            let Some(shared) = this.shared.upgrade() else { return context.stop() };
+            let journal = shared.journal.metrics();
+            let load = Load {
+                journal_share: journal.bytes as f64 / journal.capacity_bytes as f64,
+                in_flight: shared.in_flight.load(Ordering::Relaxed),
+            };
+            shared.stretch.set(pace::stretch(load));
+        });
     }
 }
 
-impl Drop for InFlight<'_> {
+/// Counts messages while somebody waits for their answers, also when that somebody gives up.
+struct InFlight {
+    shared: Arc<Shared>,
+    messages: usize,
+}
+
+impl InFlight {
+    /// # Errors
+    /// UNAVAILABLE when there are as many as there may be.
+    fn claim(shared: &Arc<Shared>, messages: usize) -> Result<Self, ApiError> {
+        let before = shared.in_flight.fetch_add(messages, Ordering::Relaxed);
+        let claim = Self { shared: Arc::clone(shared), messages };
+        // A batch that is larger than what is left passes when it is alone.
+        if before > 0 && before + messages > MAX_IN_FLIGHT {
+            return Err(overloaded());
+        }
+        Ok(claim)
+    }
+}
+
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.shared.in_flight.fetch_sub(self.messages, Ordering::Relaxed);
+    }
+}
+
+/// Why a heartbeat is refused when there are as many under way as there may be.
+pub fn overloaded() -> ApiError {
+    let message = format!("the server has {MAX_IN_FLIGHT} heartbeats under way, which is the most; try again later");
+    ApiError::unavailable(message, OVERLOADED_RETRY)
+}
+
+/// Heartbeats that are sent to their actors before the first answer is awaited.
+pub struct HeartbeatBatch {
+    directory: DeviceDirectory,
+    _claim: InFlight,
+}
+
+/// A heartbeat that its actor has, or will have once this is awaited.
+pub struct Sent(actix::dev::Request<DeviceActor, Heartbeat>);
+
+impl HeartbeatBatch {
+    /// Hands the heartbeat to its device's actor. Where the mailbox is full it gets there when the answer is awaited,
+    /// so a second one of the same device is sent only after that.
+    pub fn send(
+        &self,
+        entry: &Arc<DeviceEntry>,
+        request: HeartbeatRequest,
+        received_at: UnixMillis,
+    ) -> Result<Sent, ApiError> {
+        Ok(Sent(self.directory.awake(entry)?.send(Heartbeat { request, received_at })))
+    }
+}
+
+impl Sent {
+    /// The actor's answer.
+    pub async fn taken(self) -> Result<Taken, ApiError> {
+        self.0.await.map_err(handler_died)?
     }
 }
 
@@ -224,7 +313,10 @@ mod tests {
         let taken =
             directory.heartbeat(&entry, heartbeat("rpi-001"), UnixMillis::now()).await.expect("taken by a new actor");
         assert_eq!(taken.ticket.committed().await.expect("committed"), 2);
-        assert_eq!(directory.snapshot(), DirectorySnapshot { registered: 1, awake: 1, recreated: 1, in_flight: 0 });
+        assert_eq!(
+            directory.snapshot(),
+            DirectorySnapshot { registered: 1, awake: 1, recreated: 1, in_flight: 0, stretch: 1.0 }
+        );
     }
 
     #[actix_rt::test]
@@ -252,7 +344,10 @@ mod tests {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(directory.snapshot(), DirectorySnapshot { registered: 0, awake: 0, recreated: 0, in_flight: 0 });
+        assert_eq!(
+            directory.snapshot(),
+            DirectorySnapshot { registered: 0, awake: 0, recreated: 0, in_flight: 0, stretch: 1.0 }
+        );
     }
 
     #[actix_rt::test]

@@ -15,7 +15,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::auth::credential::{self, Credential, CredentialError};
 use crate::auth::rate_limit::{ClientNetwork, Gcra, KeyedBuckets, Quota, RateLimit};
-use crate::auth::{self, AdminKey, Claim, Principal, Rule};
+use crate::auth::{self, AdminKey, Claim, KeyHash, Principal, Rule};
 use crate::clock;
 use crate::config::RateLimits;
 use crate::error::{ApiError, ErrorCode};
@@ -60,6 +60,15 @@ impl Call {
 fn credential_of(headers: &HeaderMap) -> Result<Option<Credential>, CredentialError> {
     let values = |name| headers.get_all(name).into_iter().map(http::HeaderValue::as_bytes);
     credential::from_headers(values("authorization"), values("x-api-key"))
+}
+
+/// Who sends many heartbeats, decided once.
+#[derive(Clone)]
+pub struct Speaker {
+    principal: Principal,
+    /// A device's own key, as it was when it began to speak.
+    key: Option<KeyHash>,
+    rule: Rule,
 }
 
 /// Decides. One for the whole server.
@@ -108,6 +117,46 @@ impl Access {
         device_id: &str,
     ) -> Result<Arc<DeviceEntry>, ApiError> {
         self.admit(call, method, device_id, |entry| &entry.limits.heartbeats).await
+    }
+
+    /// For calls with many heartbeats, of which `first` names the device of the first: who speaks.
+    pub async fn authorize_speaker(&self, call: &mut Call, method: &str, first: &str) -> Result<Speaker, ApiError> {
+        let expected = self.directory.find(first);
+        let principal = self.identify(call, expected.as_ref()).await?;
+        let rule = rule_of(method)?;
+        let (own, key) = match &principal {
+            Principal::Device(id) => {
+                let entry = self.directory.find(id.as_str()).ok_or_else(|| no_device(id.as_str()))?;
+                (Some(id.clone()), Some(entry.key_hash))
+            }
+            _ => (None, None),
+        };
+        auth::authorize(&principal, rule, own.as_ref())?;
+        Ok(Speaker { principal, key, rule })
+    }
+
+    /// One heartbeat of many, paid from its device's bucket for heartbeats.
+    pub fn admit_heartbeat(
+        &self,
+        call: &mut Call,
+        speaker: &Speaker,
+        device_id: &str,
+    ) -> Result<Arc<DeviceEntry>, ApiError> {
+        let Some(entry) = self.directory.find(device_id) else {
+            let named = DeviceId::parse(device_id);
+            let named = named.map_err(|reason| ApiError::invalid_argument(format!("device_id {reason}")))?;
+            auth::authorize(&speaker.principal, speaker.rule, Some(&named))?;
+            return Err(no_device(device_id));
+        };
+        auth::authorize(&speaker.principal, speaker.rule, Some(&entry.id))?;
+        if speaker.key.is_some_and(|key| key != entry.key_hash) {
+            // Deleted and registered anew while the stream went on: another device, with another key.
+            return Err(CredentialError::Unknown.into());
+        }
+        if !speaker.principal.is_exempt_from_rate_limits() {
+            self.take(call, &entry.limits.heartbeats)?;
+        }
+        Ok(entry)
     }
 
     async fn admit(

@@ -3,14 +3,15 @@ use std::sync::Arc;
 
 use fleetd_proto::v1::{
     BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Device, DeviceMetrics, DeviceStatus, GetDeviceRequest,
-    GetDeviceResponse, HeartbeatRequest, HeartbeatResponse, ListDevicesRequest, ListDevicesResponse,
-    RegisterDeviceRequest, RegisterDeviceResponse, SystemInfo, SystemStats,
+    GetDeviceResponse, ListDevicesRequest, ListDevicesResponse, RegisterDeviceRequest, RegisterDeviceResponse,
+    SystemInfo, SystemStats,
 };
 use fleetd_proto::Timestamp;
 use prost::Message as _;
+use tokio::sync::watch;
 
 use super::access::{Access, Call};
-use super::command_service::{self, CommandCounters};
+use super::command_service::CommandCounters;
 use super::device_edit;
 use super::pages::{self, Tokens};
 use super::registration;
@@ -26,7 +27,6 @@ pub const REGISTER_DEVICE: &str = "fleetd.v1.DeviceService/RegisterDevice";
 pub const BATCH_REGISTER_DEVICES: &str = "fleetd.v1.DeviceService/BatchRegisterDevices";
 pub const GET_DEVICE: &str = "fleetd.v1.DeviceService/GetDevice";
 pub const LIST_DEVICES: &str = "fleetd.v1.DeviceService/ListDevices";
-pub const HEARTBEAT: &str = "fleetd.v1.DeviceService/Heartbeat";
 
 pub struct DeviceService {
     pub access: Access,
@@ -35,6 +35,8 @@ pub struct DeviceService {
     pub metrics: Metrics,
     pub commands: Arc<CommandCounters>,
     pub tokens: Tokens,
+    /// Ends streams when the server stops.
+    pub stopping: watch::Receiver<bool>,
 }
 
 impl DeviceService {
@@ -113,30 +115,6 @@ impl DeviceService {
             .collect();
         let total = self.store.count().await?;
         Ok(ListDevicesResponse { devices, next_page_token, total_count: i32::try_from(total).unwrap_or(i32::MAX) })
-    }
-
-    /// Permission: `device:heartbeat`, with the device's own key. Acknowledged once its record is in the journal.
-    pub async fn heartbeat(&self, call: &mut Call, request: HeartbeatRequest) -> Result<HeartbeatResponse, ApiError> {
-        let outcome = self.take_heartbeat(call, request).await;
-        self.metrics.count_heartbeat(outcome.as_ref().err().map(|error| error.code));
-        outcome
-    }
-
-    async fn take_heartbeat(
-        &self,
-        call: &mut Call,
-        mut request: HeartbeatRequest,
-    ) -> Result<HeartbeatResponse, ApiError> {
-        let entry = self.access.authorize_heartbeat(call, HEARTBEAT, &request.device_id).await?;
-        let reports = command_service::reports_of(std::mem::take(&mut request.command_results))?;
-        let taken = self.directory.heartbeat(&entry, request, UnixMillis::now()).await?;
-        taken.ticket.committed().await?;
-        Ok(HeartbeatResponse {
-            acknowledged: true,
-            commands: self.exchange_commands(&entry, reports).await?,
-            pending_update: None,
-            next_heartbeat: Some(taken.next_heartbeat.into()),
-        })
     }
 
     /// The devices that match a filter now.

@@ -15,13 +15,13 @@ use fleetd_proto::v1::HeartbeatRequest;
 use super::access::Call;
 use super::gateway::Gateway;
 use super::wire::{self, ErrorFacts};
-use super::{device_service, rpc};
+use super::{heartbeats, rpc};
 use crate::auth::credential;
 use crate::error::ApiError;
 
 /// The format of the request's message, if this request may take the short way.
 pub fn format_of(request: &HttpRequest) -> Option<CodecFormat> {
-    if request.path().strip_prefix('/') != Some(device_service::HEARTBEAT) || request.method() != "POST" {
+    if request.path().strip_prefix('/') != Some(heartbeats::HEARTBEAT) || request.method() != "POST" {
         return None;
     }
     let headers = request.headers();

@@ -12,6 +12,7 @@ pub mod device_service;
 pub mod direct;
 pub mod front;
 pub mod gateway;
+pub mod heartbeats;
 pub mod http1;
 pub mod http2;
 pub mod operations;

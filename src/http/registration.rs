@@ -1,13 +1,13 @@
 //! What RegisterDevice checks and makes, apart from who may call it and where it is kept.
-use std::collections::BTreeMap;
 
 use fleetd_proto::v1::{
-    register_device_result, BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Error, RegisterDeviceRequest,
+    register_device_result, BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, RegisterDeviceRequest,
     RegisterDeviceResponse, RegisterDeviceResult,
 };
 
 use super::device_fields::{self, Names};
 use super::device_service::timestamp;
+use super::heartbeats::told;
 use crate::actors::entry::DeviceEntry;
 use crate::auth::{ApiKey, KeyKind};
 use crate::error::ApiError;
@@ -104,18 +104,10 @@ impl Batch {
     }
 }
 
-/// An error as one item of a batch carries it.
-fn told(error: ApiError) -> Error {
-    Error {
-        code: error.code.name().to_owned(),
-        message: error.message.into_owned(),
-        details: BTreeMap::new(),
-        retry_after: error.retry_after.map(Into::into),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::error::ErrorCode;
 

@@ -11,6 +11,7 @@ use connectrpc::{CodecFormat, ConnectError, EncodedBody, EncodedResponse, Payloa
 use connectrpc_health::StaticChecker;
 use connectrpc_reflection::Reflector;
 use fleetd_proto::{json, Method, MethodKind, METHODS};
+use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 
@@ -18,6 +19,7 @@ use super::access::Call;
 use super::command_service;
 use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
+use super::heartbeats;
 use super::wire::{self, FactsSlot};
 use crate::error::{ApiError, ErrorCode};
 
@@ -92,7 +94,8 @@ impl Dispatcher for FleetRpc {
 
     fn call_unary(&self, path: &str, context: RequestContext, request: Payload, format: CodecFormat) -> UnaryResult {
         match path {
-            devices::HEARTBEAT => unary!(&self.devices, heartbeat, context, request, format),
+            heartbeats::HEARTBEAT => unary!(&self.devices, heartbeat, context, request, format),
+            heartbeats::BATCH_HEARTBEAT => unary!(&self.devices, batch_heartbeat, context, request, format),
             devices::REGISTER_DEVICE => unary!(&self.devices, register, context, request, format),
             devices::BATCH_REGISTER_DEVICES => unary!(&self.devices, register_batch, context, request, format),
             devices::GET_DEVICE => unary!(&self.devices, get, context, request, format),
@@ -129,9 +132,13 @@ impl Dispatcher for FleetRpc {
         &self,
         path: &str,
         context: RequestContext,
-        _: RequestStream,
-        _: CodecFormat,
+        messages: RequestStream,
+        format: CodecFormat,
     ) -> StreamingResult {
+        if path == heartbeats::STREAM_HEARTBEATS {
+            let answers = self.devices.stream_heartbeats(&context, messages, format);
+            return Box::pin(async move { Ok(streamed(answers)) });
+        }
         let refusal = self.not_served(path, &context);
         Box::pin(async move { Err(refusal) })
     }
@@ -176,6 +183,11 @@ where
             .map_err(|error| ApiError::internal("the answer could not be written as JSON").with_source(error)),
         other => Err(ApiError::new(ErrorCode::Unimplemented, format!("messages in {other} are not written"))),
     }
+}
+
+/// A stream of encoded messages as `connectrpc` sends it.
+fn streamed(messages: heartbeats::Answers) -> Response<connectrpc::response::EncodedStream> {
+    Response::new(Box::pin(messages.map(|message| message.map(EncodedBody::from))))
 }
 
 fn respond<M>(message: &M, call: &Call, format: CodecFormat) -> Result<EncodedResponse, ConnectError>
