@@ -21,6 +21,7 @@ use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::engine::{EngineError, EngineOptions, EngineProcess};
+use crate::fleet::{Description, FleetQueries};
 use crate::http::access::Access;
 use crate::http::command_service::CommandCounters;
 use crate::http::device_service::DeviceService;
@@ -207,6 +208,8 @@ impl Server {
         let tokens = Tokens::load_or_create(&*store).await?;
         let commands = Arc::new(CommandCounters::default());
         CommandSweeper::new(store.clone()).start();
+        let queries = FleetQueries::start(directory.fleet().clone())
+            .map_err(|source| AppError::System { operation: "start the threads of queries", source })?;
 
         let (stopping, is_stopping) = watch::channel(false);
         let metrics = observe::metrics(observe::Sources {
@@ -215,6 +218,7 @@ impl Server {
             writer: writer.clone(),
             store: store.clone(),
             commands: commands.clone(),
+            queries: queries.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
@@ -225,6 +229,7 @@ impl Server {
             metrics,
             commands,
             tokens,
+            queries,
             stopping: is_stopping.clone(),
         };
         let (companions, health) = rpc::companions();
@@ -301,7 +306,14 @@ fn retention(heartbeat_days: u32) -> Retention {
 /// device reports.
 fn load_registry(store: &Arc<dyn Store>, directory: &DeviceDirectory) -> Result<u64, StoreError> {
     let registered = store.for_each_device(&mut |row| match DeviceId::parse(row.id) {
-        Ok(id) => directory.admit(DeviceEntry::new(id, row.key_hash, (&row).into())),
+        Ok(id) => {
+            let record = Description::try_from(&row).unwrap_or_else(|damage| {
+                let cause = &damage as &dyn std::error::Error;
+                tracing::error!(device_id = row.id, cause, "metadata or labels are damaged, left out of lists");
+                Description::without_maps(&row)
+            });
+            directory.admit(DeviceEntry::new(id, row.key_hash, (&row).into()), &record);
+        }
         Err(reason) => tracing::error!(id = row.id, %reason, "a registered id is not valid, left out"),
     })?;
     store.for_each_commanded_device(&mut |id| {

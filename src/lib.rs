@@ -9,6 +9,7 @@ pub mod config;
 pub mod data_dir;
 pub mod engine;
 pub mod error;
+pub mod fleet;
 pub mod http;
 pub mod ids;
 pub mod metrics;

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
 use crate::engine::EngineMonitor;
+use crate::fleet::FleetQueries;
 use crate::http::command_service::CommandCounters;
 use crate::metrics::{Metrics, Reading, Value};
 use crate::store::Store;
@@ -24,6 +25,7 @@ pub struct Sources {
     pub writer: WriterHandle,
     pub store: Arc<dyn Store>,
     pub commands: Arc<CommandCounters>,
+    pub queries: FleetQueries,
     pub engine: Option<EngineMonitor>,
 }
 
@@ -34,6 +36,7 @@ pub fn metrics(sources: Sources) -> Metrics {
         readings.extend(journal(&sources));
         readings.extend(writer(&sources));
         readings.extend(store(&sources));
+        readings.extend(queries(&sources));
         if let Some(engine) = &sources.engine {
             readings.push(counter(
                 "engine_restarts",
@@ -180,5 +183,21 @@ fn store(sources: &Sources) -> Vec<Reading> {
         gauge("registry_writes_queued", "Writes that wait", None, stats.writes_queued as f64),
         counter("registry_writes_failed", "Writes that failed", stats.writes_failed),
         counter("registry_overloaded", "Requests refused because too many waited", stats.overloaded),
+    ]
+}
+
+fn queries(sources: &Sources) -> Vec<Reading> {
+    let stats = sources.queries.stats();
+    vec![
+        counter("fleet_queries", "Lists and selections of devices that were answered", stats.answered),
+        counter("fleet_queries_refused", "Those refused because too many waited", stats.refused),
+        counter("fleet_queries_stopped", "Those stopped because they cost too much", stats.stopped),
+        gauge("fleet_queries_waiting", "Those that wait for a thread", None, stats.waiting as f64),
+        gauge(
+            "fleet_query_time",
+            "Time that queries worked, all together",
+            Some(Unit::Seconds),
+            stats.work_micros as f64 / 1e6,
+        ),
     ]
 }

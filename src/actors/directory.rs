@@ -19,6 +19,7 @@ use super::entry::DeviceEntry;
 use super::pace::{self, Load, Stretch, MAX_IN_FLIGHT};
 use crate::clock::{self, UnixMillis};
 use crate::error::ApiError;
+use crate::fleet::{Description, FleetIndex};
 use crate::ids::DeviceId;
 use crate::telemetry::journal::Journal;
 
@@ -47,6 +48,7 @@ const PACE_EVERY: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct DeviceDirectory {
     devices: Arc<DashMap<DeviceId, Arc<DeviceEntry>>>,
+    fleet: FleetIndex,
     /// For messages that come from no arbiter.
     fallback: ArbiterHandle,
     shared: Arc<Shared>,
@@ -87,15 +89,16 @@ impl DeviceDirectory {
         };
         let shared = Arc::new(shared);
         Pacer { shared: Arc::downgrade(&shared) }.start();
-        Self { devices: Arc::default(), fallback: Arbiter::current(), shared }
+        let fleet = FleetIndex::new(heartbeat_interval);
+        Self { devices: Arc::default(), fleet, fallback: Arbiter::current(), shared }
     }
 
     /// Makes a device known that the registry has just taken. The registry has one device an id at a time, so another
     /// that is still known by this id was deleted, and is forgotten now.
-    pub fn admit(&self, entry: DeviceEntry) {
-        if let Some(deleted) = self.devices.insert(entry.id.clone(), Arc::new(entry)) {
-            deleted.forget();
-            stop(&deleted);
+    pub fn admit(&self, entry: DeviceEntry, record: &Description<'_>) {
+        let entry = self.fleet.insert(entry, record);
+        if let Some(deleted) = self.devices.insert(entry.id.clone(), entry) {
+            self.retire(&deleted);
         }
     }
 
@@ -104,6 +107,18 @@ impl DeviceDirectory {
     pub fn forget(&self, entry: &Arc<DeviceEntry>) {
         entry.forget();
         self.devices.remove_if(entry.id.as_str(), |_, known| Arc::ptr_eq(known, entry));
+        self.retire(entry);
+    }
+
+    /// The rows of all devices, for queries.
+    pub fn fleet(&self) -> &FleetIndex {
+        &self.fleet
+    }
+
+    /// Ends a device that is known by its id no more.
+    fn retire(&self, entry: &DeviceEntry) {
+        entry.forget();
+        self.fleet.remove(entry);
         stop(entry);
     }
 
@@ -286,7 +301,8 @@ mod tests {
 
     fn register(directory: &DeviceDirectory, id: &str) -> Arc<DeviceEntry> {
         let id = DeviceId::parse(id).expect("a valid id");
-        directory.admit(DeviceEntry::new(id.clone(), KeyHash::of("secret"), Settings::default()));
+        let entry = DeviceEntry::new(id.clone(), KeyHash::of("secret"), Settings::default());
+        directory.admit(entry, &Description::default());
         directory.find(id.as_str()).expect("just admitted")
     }
 

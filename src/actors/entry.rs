@@ -3,16 +3,18 @@
 //!
 //! There is one entry a registered device, live or not, so its size is the memory of a registered fleet.
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
 use fleetd_proto::v1::device_status::State;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::device::DeviceActor;
 use crate::auth::rate_limit::DeviceBuckets;
 use crate::auth::KeyHash;
 use crate::clock::UnixMillis;
+use crate::fleet::{Description, Row};
 use crate::ids::DeviceId;
 use crate::store::{Device, DeviceRow};
 
@@ -23,8 +25,11 @@ pub struct DeviceEntry {
     pub limits: DeviceBuckets,
     /// `None` until the first message, and again once the actor is found dead.
     pub(super) address: Mutex<Option<Addr<DeviceActor>>>,
-    /// The read model. The actor is its only writer; a reader holds the lock for a copy.
+    /// The actor is its only writer; a reader holds the lock for a copy. Taken after the lock of the row's chunk, when
+    /// both are.
     live: Mutex<Live>,
+    /// The device's place in the fleet index, where lists find what this entry knows.
+    row: Option<Row>,
     is_forgotten: AtomicBool,
     pub commands: CommandHint,
 }
@@ -71,7 +76,7 @@ pub struct Live {
     /// Boots since the actor was made, told from an uptime that fell.
     pub boots: u32,
     /// Version that the device reported, where it differs from the registered one.
-    pub version: Option<Box<str>>,
+    pub version: Option<Arc<str>>,
     /// The last `SystemStats`, encoded: a fifth of the decoded struct's size, and most are never read.
     pub stats: Vec<u8>,
     pub heartbeats: u64,
@@ -110,17 +115,31 @@ impl DeviceEntry {
             limits: DeviceBuckets::default(),
             address: Mutex::new(None),
             live: Mutex::new(Live { settings, ..Live::default() }),
+            row: None,
             is_forgotten: AtomicBool::new(false),
             commands: CommandHint::default(),
         }
     }
 
-    /// Takes over what an operator changed. Of two changes that arrive in the wrong order the later one stays.
+    /// For the fleet index, before anybody else sees the entry.
+    pub(crate) fn take_row(&mut self, row: Row) {
+        self.row = Some(row);
+    }
+
+    pub(crate) fn row(&self) -> Option<&Row> {
+        self.row.as_ref()
+    }
+
+    /// Takes over what an operator changed, for requests and for lists. Of two changes that arrive in the wrong order
+    /// the later one stays.
     pub fn describe(&self, device: &Device) {
-        let mut live = self.live.lock();
-        if device.revision > live.settings.revision {
-            live.settings = Settings::from(device);
-        }
+        let Some(row) = &self.row else { return };
+        row.change(self, |row, live| {
+            if device.revision > live.settings.revision {
+                live.settings = Settings::from(device);
+                row.describe(&Description::from(device), live);
+            }
+        });
     }
 
     /// Whether the device was deleted. Who still holds the entry must take nothing more for it.
@@ -128,7 +147,9 @@ impl DeviceEntry {
         self.is_forgotten.load(Ordering::Acquire)
     }
 
+    /// Once this returns, nothing more is written to the device's row.
     pub(super) fn forget(&self) {
+        let _writers_are_done = self.live.lock();
         self.is_forgotten.store(true, Ordering::Release);
     }
 
@@ -136,16 +157,54 @@ impl DeviceEntry {
         self.live.lock().clone()
     }
 
-    /// For the device's actor alone.
+    /// Runs `read` on the last `SystemStats`, encoded.
+    pub(crate) fn with_stats<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+        read(&self.live.lock().stats)
+    }
+
+    /// For the fleet index.
+    pub(crate) fn lock_live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock()
+    }
+
+    /// For the device's actor alone. Lists see the change when this returns.
     pub(super) fn update_live<T>(&self, change: impl FnOnce(&mut Live) -> T) -> T {
-        change(&mut self.live.lock())
+        let mut live = self.live.lock();
+        let version = live.version.clone();
+        let result = change(&mut live);
+        let Some(row) = self.row.as_ref().filter(|_| !self.is_forgotten()) else { return result };
+        row.mirror(&live);
+        let same_version = match (&version, &live.version) {
+            (Some(before), Some(after)) => Arc::ptr_eq(before, after),
+            (None, None) => true,
+            _ => false,
+        };
+        drop(live);
+        if !same_version {
+            // Rare, and under the lock of the row's chunk, which comes before the device's own.
+            row.change(self, |row, live| row.set_version(live));
+        }
+        result
     }
 }
 
 /// Missed heartbeats after which a device is LATE, then OFFLINE: 1.5 intervals forgive jitter and one slow network
 /// round, 3 intervals mean that two heartbeats in a row were lost.
-const LATE_AFTER_INTERVALS: f64 = 1.5;
-const OFFLINE_AFTER_INTERVALS: f64 = 3.0;
+const LATE_AFTER_HALF_INTERVALS: u64 = 3;
+const OFFLINE_AFTER_HALF_INTERVALS: u64 = 6;
+
+/// How a device that reports every `interval` stands when it was silent for so many nanoseconds.
+pub(crate) fn reachability(silent_nanos: u64, interval: Duration) -> State {
+    // 292 years of half nanoseconds fit.
+    let half_interval = interval.as_nanos() as u64 / 2;
+    if silent_nanos > half_interval.saturating_mul(OFFLINE_AFTER_HALF_INTERVALS) {
+        State::Offline
+    } else if silent_nanos > half_interval.saturating_mul(LATE_AFTER_HALF_INTERVALS) {
+        State::Late
+    } else {
+        State::Online
+    }
+}
 
 impl Live {
     /// How often the device is expected to report; `default` where nobody said it for this one.
@@ -153,9 +212,14 @@ impl Live {
         self.settings.heartbeat_interval.unwrap_or(default)
     }
 
+    /// Out of service, by the operator or by itself.
+    pub fn is_in_maintenance(&self) -> bool {
+        self.settings.maintenance || self.reported == State::Maintenance
+    }
+
     /// Presence at `now` (monotonic nanoseconds); `default_interval` is the server's.
     pub fn presence(&self, now: u64, default_interval: Duration) -> State {
-        if self.settings.maintenance || self.reported == State::Maintenance {
+        if self.is_in_maintenance() {
             return State::Maintenance;
         }
         self.reachability(now, default_interval)
@@ -166,15 +230,7 @@ impl Live {
         if self.last_seen.is_none() {
             return State::Unknown;
         }
-        let silent = Duration::from_nanos(now.saturating_sub(self.last_seen_at)).as_secs_f64();
-        let intervals = silent / self.interval(default_interval).as_secs_f64();
-        if intervals > OFFLINE_AFTER_INTERVALS {
-            State::Offline
-        } else if intervals > LATE_AFTER_INTERVALS {
-            State::Late
-        } else {
-            State::Online
-        }
+        reachability(now.saturating_sub(self.last_seen_at), self.interval(default_interval))
     }
 }
 

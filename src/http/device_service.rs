@@ -1,10 +1,10 @@
-//! DeviceService: registration, single reads, lists, heartbeats.
+//! DeviceService: registration and single reads. Lists are in `listing`, edits in `device_edit`, heartbeats in
+//! `heartbeats`.
 use std::sync::Arc;
 
 use fleetd_proto::v1::{
     BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Device, DeviceMetrics, DeviceStatus, GetDeviceRequest,
-    GetDeviceResponse, ListDevicesRequest, ListDevicesResponse, RegisterDeviceRequest, RegisterDeviceResponse,
-    SystemInfo, SystemStats,
+    GetDeviceResponse, RegisterDeviceRequest, RegisterDeviceResponse, SystemInfo, SystemStats,
 };
 use fleetd_proto::Timestamp;
 use prost::Message as _;
@@ -13,12 +13,13 @@ use tokio::sync::watch;
 use super::access::{Access, Call};
 use super::command_service::CommandCounters;
 use super::device_edit;
-use super::pages::{self, Tokens};
+use super::pages::Tokens;
 use super::registration;
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::{self, UnixMillis};
 use crate::error::{ApiError, ErrorCode};
+use crate::fleet::FleetQueries;
 use crate::metrics::Metrics;
 use crate::query::{Digest, PageToken};
 use crate::store::{self, Store};
@@ -26,7 +27,6 @@ use crate::store::{self, Store};
 pub const REGISTER_DEVICE: &str = "fleetd.v1.DeviceService/RegisterDevice";
 pub const BATCH_REGISTER_DEVICES: &str = "fleetd.v1.DeviceService/BatchRegisterDevices";
 pub const GET_DEVICE: &str = "fleetd.v1.DeviceService/GetDevice";
-pub const LIST_DEVICES: &str = "fleetd.v1.DeviceService/ListDevices";
 
 pub struct DeviceService {
     pub access: Access,
@@ -35,6 +35,7 @@ pub struct DeviceService {
     pub metrics: Metrics,
     pub commands: Arc<CommandCounters>,
     pub tokens: Tokens,
+    pub queries: FleetQueries,
     /// Ends streams when the server stops.
     pub stopping: watch::Receiver<bool>,
 }
@@ -50,9 +51,9 @@ impl DeviceService {
         let (device, key) = registration::device_of(request, UnixMillis::now())?;
         let answer = registration::answer(&device, &key);
         let entry = DeviceEntry::new(device.id.clone(), device.key_hash, (&device).into());
-        self.store.register(device).await?;
+        self.store.register(device.clone()).await?;
         // Durable first, known second: a crash between the two leaves a device that the next start knows.
-        self.directory.admit(entry);
+        self.directory.admit(entry, &(&device).into());
         Ok(answer)
     }
 
@@ -65,9 +66,7 @@ impl DeviceService {
         self.access.authorize(call, BATCH_REGISTER_DEVICES).await?;
         let batch = registration::Batch::of(request, UnixMillis::now())?;
         let outcomes = self.store.register_many(batch.devices()).await;
-        Ok(batch.answer(outcomes, |entry| {
-            self.directory.admit(entry);
-        }))
+        Ok(batch.answer(outcomes, |entry, device| self.directory.admit(entry, &device.into())))
     }
 
     /// Permission: `device:view`; a device may read itself.
@@ -81,47 +80,6 @@ impl DeviceService {
         let live = entry.live();
         let metrics = request.include_metrics.then(|| self.metrics_of(&live)).flatten();
         Ok(GetDeviceResponse { device: Some(self.shown(stored, &live)), metrics, health: None })
-    }
-
-    /// Permission: `device:list`. In the order of the ids; `filter` and `order_by` come with the query language.
-    pub async fn list(&self, call: &mut Call, request: ListDevicesRequest) -> Result<ListDevicesResponse, ApiError> {
-        self.access.authorize(call, LIST_DEVICES).await?;
-        for (field, value) in [("filter", &request.filter), ("order_by", &request.order_by)] {
-            if !value.is_empty() {
-                let message = format!("{field} is in the contract, but this version of fleetd does not serve it yet");
-                return Err(ApiError::new(ErrorCode::Unimplemented, message));
-            }
-        }
-        let size = pages::size_of(request.page_size)?;
-        let digest = Digest::of(&["devices", "", ""]);
-        let token = self.tokens.read(&request.page_token, digest)?;
-        // One more than asked for tells whether there is a next page.
-        let mut stored = self.store.list(token.as_ref().map(|token| token.id.as_str()), size + 1).await?;
-        let has_more = stored.len() > size;
-        stored.truncate(size);
-        let next_page_token = match stored.last() {
-            Some(last) if has_more => {
-                let token = PageToken { now: UnixMillis::now(), values: Vec::new(), id: last.id.to_string() };
-                self.tokens.write(&token, digest)
-            }
-            _ => String::new(),
-        };
-        let devices = stored
-            .into_iter()
-            .map(|device| {
-                let live = self.directory.find(device.id.as_str()).map(|entry| entry.live()).unwrap_or_default();
-                self.shown(device, &live)
-            })
-            .collect();
-        let total = self.store.count().await?;
-        Ok(ListDevicesResponse { devices, next_page_token, total_count: i32::try_from(total).unwrap_or(i32::MAX) })
-    }
-
-    /// The devices that match a filter now.
-    pub(super) async fn select(&self, field: &str, filter: &str) -> Result<Vec<Arc<DeviceEntry>>, ApiError> {
-        let message =
-            format!("{field} {filter:?} is in the contract, but this version of fleetd does not serve it yet");
-        Err(ApiError::new(ErrorCode::Unimplemented, message))
     }
 
     /// A device as callers see it: the record, with what its heartbeats said since.

@@ -76,7 +76,7 @@ impl Batch {
     pub fn answer(
         self,
         outcomes: Vec<Result<(), StoreError>>,
-        mut admit: impl FnMut(DeviceEntry),
+        mut admit: impl FnMut(DeviceEntry, &Device),
     ) -> BatchRegisterDevicesResponse {
         let mut outcomes = outcomes.into_iter();
         let mut registered_count = 0;
@@ -88,7 +88,7 @@ impl Batch {
                     // The store answers for each device that it was given.
                     outcomes.next().unwrap_or(Err(StoreError::Closed { operation: "register the device" }))?;
                     let answer = answer(&device, &key);
-                    admit(DeviceEntry::new(device.id.clone(), device.key_hash, (&device).into()));
+                    admit(DeviceEntry::new(device.id.clone(), device.key_hash, (&device).into()), &device);
                     Ok(answer)
                 });
                 registered_count += i32::from(outcome.is_ok());
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(batch.devices().len(), 2);
         let mut admitted = Vec::new();
         let taken = StoreError::AlreadyExists(DeviceId::parse("b").expect("valid"));
-        let answer = batch.answer(vec![Ok(()), Err(taken)], |entry| admitted.push(entry.id.to_string()));
+        let answer = batch.answer(vec![Ok(()), Err(taken)], |entry, _| admitted.push(entry.id.to_string()));
         assert_eq!((answer.registered_count, admitted), (1, vec!["a".to_owned()]));
         let codes: Vec<_> = answer
             .results

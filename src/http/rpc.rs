@@ -20,6 +20,7 @@ use super::command_service;
 use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
 use super::heartbeats;
+use super::listing;
 use super::wire::{self, FactsSlot};
 use crate::error::{ApiError, ErrorCode};
 
@@ -104,7 +105,7 @@ impl Dispatcher for FleetRpc {
             command_service::SEND_COMMAND => unary!(&self.devices, send_command, context, request, format),
             command_service::LIST_COMMANDS => unary!(&self.devices, list_commands, context, request, format),
             command_service::CANCEL_COMMAND => unary!(&self.devices, cancel_command, context, request, format),
-            devices::LIST_DEVICES => unary!(&self.devices, list, context, request, format),
+            listing::LIST_DEVICES => unary!(&self.devices, list, context, request, format),
             _ => {
                 let refusal = self.not_served(path, &context);
                 Box::pin(async move { Err(refusal) })

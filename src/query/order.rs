@@ -29,13 +29,13 @@ pub enum Direction {
     Descending,
 }
 
-/// What one device has in one key.
+/// What one device has in one key; its text may be borrowed from where it lies.
 #[derive(Clone, Debug, PartialEq)]
-pub enum SortValue {
+pub enum SortValue<T = String> {
     /// The device lacks the field; it comes last in either direction.
     Missing,
-    Text(String),
-    Version(String),
+    Text(T),
+    Version(T),
     Number(f64),
     Time(UnixMillis),
     /// By the number of the state: UNKNOWN, ONLINE, LATE, OFFLINE, MAINTENANCE.
@@ -68,7 +68,7 @@ impl OrderBy {
 }
 
 impl SortKey {
-    pub fn compare(&self, a: &SortValue, b: &SortValue) -> Ordering {
+    pub fn compare<A: AsRef<str>, B: AsRef<str>>(&self, a: &SortValue<A>, b: &SortValue<B>) -> Ordering {
         match (a, b) {
             (SortValue::Missing, SortValue::Missing) => Ordering::Equal,
             (SortValue::Missing, _) => Ordering::Greater,
@@ -109,15 +109,21 @@ impl SortValue {
         }
     }
 
+}
+
+impl<A: AsRef<str>> SortValue<A> {
     /// Of two values of one field, both there.
-    fn compare(&self, other: &Self) -> Ordering {
+    fn compare<B: AsRef<str>>(&self, other: &SortValue<B>) -> Ordering {
         match (self, other) {
-            (Self::Text(a), Self::Text(b)) => a.cmp(b),
-            // Versions that count as equal (1.0 and 1.0.0) still need an order.
-            (Self::Version(a), Self::Version(b)) => compare_versions(a, b).then_with(|| a.cmp(b)),
-            (Self::Number(a), Self::Number(b)) => a.total_cmp(b),
-            (Self::Time(a), Self::Time(b)) => a.cmp(b),
-            (Self::State(a), Self::State(b)) => (*a as i32).cmp(&(*b as i32)),
+            (Self::Text(a), SortValue::Text(b)) => a.as_ref().cmp(b.as_ref()),
+            (Self::Version(a), SortValue::Version(b)) => {
+                let (a, b) = (a.as_ref(), b.as_ref());
+                // Versions that count as equal (1.0 and 1.0.0) still need an order.
+                compare_versions(a, b).then_with(|| a.cmp(b))
+            }
+            (Self::Number(a), SortValue::Number(b)) => a.total_cmp(b),
+            (Self::Time(a), SortValue::Time(b)) => a.cmp(b),
+            (Self::State(a), SortValue::State(b)) => (*a as i32).cmp(&(*b as i32)),
             // A token is bound to its order, so values of two kinds never meet; any fixed answer keeps sorting sound.
             _ => self.rank().cmp(&other.rank()),
         }

@@ -59,6 +59,9 @@ pub trait DeviceStore: Send + Sync {
     /// The device with this id.
     fn device(&self, id: &DeviceId) -> StoreFuture<Option<Device>>;
 
+    /// The devices with these ids, in the order of `ids`; those that are not there are left out.
+    fn devices(&self, ids: Vec<DeviceId>) -> StoreFuture<Vec<Device>>;
+
     /// The device whose key has this hash.
     fn device_of_key(&self, key: &KeyHash) -> StoreFuture<Option<DeviceId>>;
 

@@ -66,6 +66,17 @@ impl DeviceStore for SqliteStore {
         })
     }
 
+    fn devices(&self, ids: Vec<DeviceId>) -> StoreFuture<Vec<Device>> {
+        self.read("read devices", move |connection| {
+            let mut statement = connection.prepare_cached(select_devices!("WHERE id = ?1"))?;
+            let mut devices = Vec::with_capacity(ids.len());
+            for id in &ids {
+                devices.extend(statement.query_row([id.as_str()], to_device).optional()?);
+            }
+            Ok(devices)
+        })
+    }
+
     fn device_of_key(&self, key: &KeyHash) -> StoreFuture<Option<DeviceId>> {
         let key = *key;
         self.read("find the device of a key", move |connection| {

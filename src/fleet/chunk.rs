@@ -1,0 +1,235 @@
+//! The rows of 1,024 devices, column by column.
+//!
+//! What heartbeats change lies in [`Hot`]: atomics that the device's actor writes without a lock. What operators
+//! change lies in [`Described`], under a lock that a query shares for the time of one chunk. A row is given to a
+//! device, and taken from it, under that lock held alone; so while a query holds it, a row is one device's.
+//!
+//! A query may see one heartbeat half: each number is one that the device reported, but the processor load may be
+//! from one heartbeat and the memory from the one before.
+//!
+//! Order of locks: a chunk's, then a device's (`DeviceEntry`), never the other way.
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleetd_proto::v1::device_status::State;
+use parking_lot::RwLock;
+
+use super::bitmap::ROWS;
+use super::described::Described;
+use super::description::Description;
+use super::stats::{finite, Gauges};
+use crate::actors::entry::{reachability, DeviceEntry, Live};
+use crate::clock::UnixMillis;
+
+pub struct Chunk {
+    pub hot: Hot,
+    pub described: RwLock<Described>,
+}
+
+impl Chunk {
+    pub fn new() -> Self {
+        Self { hot: Hot::new(), described: RwLock::new(Described::new()) }
+    }
+}
+
+/// Columns that heartbeats write. Numbers are kept as their bits, `NAN` is one that was not reported.
+pub struct Hot {
+    /// Wall clock in milliseconds; [`NEVER`] for a device that was never seen.
+    last_seen: [AtomicI64; ROWS],
+    /// Monotonic nanoseconds, what presence is judged by.
+    last_seen_at: [AtomicU64; ROWS],
+    flags: [AtomicU8; ROWS],
+    /// How often the device is expected to report, in milliseconds; 0 as the server's configuration says.
+    interval_millis: [AtomicU32; ROWS],
+    cpu_percent: [AtomicU64; ROWS],
+    memory_percent: [AtomicU64; ROWS],
+    disk_percent: [AtomicU64; ROWS],
+    /// 0 is not reported.
+    uptime_seconds: [AtomicU64; ROWS],
+    /// From the device's `SystemInfo`, for reports that leave the totals out; 0 is not known.
+    memory_mb: [AtomicU64; ROWS],
+    disk_gb: [AtomicU64; ROWS],
+}
+
+const NEVER: i64 = i64::MIN;
+
+/// Flag: the device has reported since the server started.
+const IS_SEEN: u8 = 1;
+/// Flag: out of service, by the operator or by itself.
+const IS_IN_MAINTENANCE: u8 = 2;
+
+impl Hot {
+    fn new() -> Self {
+        Self {
+            last_seen: [const { AtomicI64::new(NEVER) }; ROWS],
+            last_seen_at: [const { AtomicU64::new(0) }; ROWS],
+            flags: [const { AtomicU8::new(0) }; ROWS],
+            interval_millis: [const { AtomicU32::new(0) }; ROWS],
+            cpu_percent: [const { AtomicU64::new(0) }; ROWS],
+            memory_percent: [const { AtomicU64::new(0) }; ROWS],
+            disk_percent: [const { AtomicU64::new(0) }; ROWS],
+            uptime_seconds: [const { AtomicU64::new(0) }; ROWS],
+            memory_mb: [const { AtomicU64::new(0) }; ROWS],
+            disk_gb: [const { AtomicU64::new(0) }; ROWS],
+        }
+    }
+
+    /// Makes the row that of a device which has not reported yet.
+    pub fn reset(&self, row: usize, last_seen: Option<UnixMillis>) {
+        self.last_seen[row].store(last_seen.map_or(NEVER, UnixMillis::as_millis), Ordering::Relaxed);
+        self.set_totals(row, 0, 0.0);
+        self.mirror(row, &Live::default());
+    }
+
+    pub fn set_totals(&self, row: usize, memory_mb: u64, disk_gb: f64) {
+        self.memory_mb[row].store(memory_mb, Ordering::Relaxed);
+        put(&self.disk_gb[row], disk_gb);
+    }
+
+    /// Takes over the live state of the row's device; called with the device's lock held.
+    pub fn mirror(&self, row: usize, live: &Live) {
+        let gauges = Gauges::of(&live.stats);
+        put(&self.cpu_percent[row], finite(gauges.cpu_percent).unwrap_or(f64::NAN));
+        let total_mb = self.memory_mb[row].load(Ordering::Relaxed) as f64;
+        put(&self.memory_percent[row], gauges.memory_percent(total_mb).unwrap_or(f64::NAN));
+        put(&self.disk_percent[row], gauges.disk_percent(get(&self.disk_gb[row])).unwrap_or(f64::NAN));
+        self.uptime_seconds[row].store(live.uptime_seconds, Ordering::Relaxed);
+        self.last_seen_at[row].store(live.last_seen_at, Ordering::Relaxed);
+        if let Some(at) = live.last_seen {
+            self.last_seen[row].store(at.as_millis(), Ordering::Relaxed);
+        }
+        let interval = live.settings.heartbeat_interval.map_or(0, |interval| interval.as_millis());
+        self.interval_millis[row].store(u32::try_from(interval).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let is_seen = if live.last_seen.is_some() { IS_SEEN } else { 0 };
+        let maintenance = if live.is_in_maintenance() { IS_IN_MAINTENANCE } else { 0 };
+        self.flags[row].store(is_seen | maintenance, Ordering::Relaxed);
+    }
+
+    pub fn last_seen(&self, row: usize) -> Option<UnixMillis> {
+        let millis = self.last_seen[row].load(Ordering::Relaxed);
+        (millis != NEVER).then(|| UnixMillis::from_millis_clamped(millis))
+    }
+
+    /// As [`Live::presence`].
+    pub fn state(&self, row: usize, at: &Moment) -> State {
+        let flags = self.flags[row].load(Ordering::Relaxed);
+        if flags & IS_IN_MAINTENANCE != 0 {
+            return State::Maintenance;
+        }
+        if flags & IS_SEEN == 0 {
+            return State::Unknown;
+        }
+        let silent = at.monotonic_nanos.saturating_sub(self.last_seen_at[row].load(Ordering::Relaxed));
+        let interval = match self.interval_millis[row].load(Ordering::Relaxed) {
+            0 => at.default_interval,
+            millis => Duration::from_millis(u64::from(millis)),
+        };
+        reachability(silent, interval)
+    }
+
+    pub fn cpu_percent(&self, row: usize) -> f64 {
+        get(&self.cpu_percent[row])
+    }
+
+    pub fn memory_percent(&self, row: usize) -> f64 {
+        get(&self.memory_percent[row])
+    }
+
+    pub fn disk_percent(&self, row: usize) -> f64 {
+        get(&self.disk_percent[row])
+    }
+
+    /// `NAN` where it was not reported.
+    pub fn uptime_seconds(&self, row: usize) -> f64 {
+        none_if_zero(self.uptime_seconds[row].load(Ordering::Relaxed) as f64)
+    }
+
+    pub fn memory_mb(&self, row: usize) -> f64 {
+        none_if_zero(self.memory_mb[row].load(Ordering::Relaxed) as f64)
+    }
+
+    pub fn disk_gb(&self, row: usize) -> f64 {
+        none_if_zero(get(&self.disk_gb[row]))
+    }
+}
+
+fn put(column: &AtomicU64, number: f64) {
+    column.store(number.to_bits(), Ordering::Relaxed);
+}
+
+fn get(column: &AtomicU64) -> f64 {
+    f64::from_bits(column.load(Ordering::Relaxed))
+}
+
+pub(super) fn none_if_zero(number: f64) -> f64 {
+    if number == 0.0 {
+        return f64::NAN;
+    }
+    number
+}
+
+/// The time by which a query judges presence.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub monotonic_nanos: u64,
+    /// How often devices report whose interval nobody set.
+    pub default_interval: Duration,
+}
+
+/// The place of one device in the index. A device keeps its row until it is forgotten.
+#[derive(Clone)]
+pub struct Row {
+    pub(super) chunk: Arc<Chunk>,
+    pub(super) slot: u16,
+}
+
+impl Row {
+    pub(super) fn slot(&self) -> usize {
+        usize::from(self.slot)
+    }
+
+    /// Takes over live state, all but the version. The caller holds the device's lock, and the device is known.
+    pub fn mirror(&self, live: &Live) {
+        self.chunk.hot.mirror(self.slot(), live);
+    }
+
+    /// Runs `change` with the row and the device's live state held alone; not for a device that has no row (any more).
+    pub fn change(&self, entry: &DeviceEntry, change: impl FnOnce(&mut HeldRow<'_>, &mut Live)) {
+        let mut described = self.chunk.described.write();
+        if !self.is_of(&described, entry) {
+            return;
+        }
+        let mut live = entry.lock_live();
+        if !entry.is_forgotten() {
+            change(&mut HeldRow { described: &mut described, row: self }, &mut live);
+        }
+    }
+
+    /// Whether this is still the row of `entry`.
+    pub(super) fn is_of(&self, described: &Described, entry: &DeviceEntry) -> bool {
+        described.entry(self.slot()).is_some_and(|there| std::ptr::eq(Arc::as_ptr(there), entry))
+    }
+}
+
+/// A row that nobody else looks at.
+pub struct HeldRow<'a> {
+    described: &'a mut Described,
+    row: &'a Row,
+}
+
+impl HeldRow<'_> {
+    /// Takes over a device's record, and what its live state took from it.
+    pub fn describe(&mut self, record: &Description<'_>, live: &Live) {
+        let (hot, slot) = (&self.row.chunk.hot, self.row.slot());
+        self.described.describe(hot, slot, record, live.version.as_deref());
+        hot.mirror(slot, live);
+    }
+
+    /// Takes over the version that the device reported.
+    pub fn set_version(&mut self, live: &Live) {
+        if let Some(version) = &live.version {
+            self.described.set_version(self.row.slot(), version);
+        }
+    }
+}
