@@ -148,7 +148,7 @@ impl DeviceEntry {
     }
 
     /// Once this returns, nothing more is written to the device's row.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         let _writers_are_done = self.live.lock();
         self.is_forgotten.store(true, Ordering::Release);
     }
@@ -168,7 +168,7 @@ impl DeviceEntry {
     }
 
     /// For the device's actor alone. Lists see the change when this returns.
-    pub(super) fn update_live<T>(&self, change: impl FnOnce(&mut Live) -> T) -> T {
+    pub(crate) fn update_live<T>(&self, change: impl FnOnce(&mut Live) -> T) -> T {
         let mut live = self.live.lock();
         let version = live.version.clone();
         let result = change(&mut live);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{bounded, Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
+use super::chunk::Moment;
 use super::scan::{Page, Selection};
 use super::FleetIndex;
 use crate::error::{ApiError, ErrorCode};
@@ -130,7 +131,7 @@ impl FleetQueries {
         after: Option<(Vec<SortValue>, String)>,
         size: usize,
     ) -> Result<Page, QueryFailure> {
-        self.run(move |index, patience| index.page(&filter, &order, after, size, patience)).await
+        self.run(move |index, run| index.page(&filter, &order, after, size, run)).await
     }
 
     /// Up to `limit` devices that match `filter`, and how many match.
@@ -138,7 +139,7 @@ impl FleetQueries {
     /// # Errors
     /// See [`QueryFailure`].
     pub async fn select(&self, filter: Filter, limit: usize) -> Result<Selection, QueryFailure> {
-        self.run(move |index, patience| index.select(&filter, limit, patience)).await
+        self.run(move |index, run| index.select(&filter, limit, run)).await
     }
 
     /// How many devices match `filter`.
@@ -163,7 +164,7 @@ impl FleetQueries {
     async fn run<T, F>(&self, query: F) -> Result<T, QueryFailure>
     where
         T: Send + 'static,
-        F: FnOnce(&FleetIndex, &Patience<'_>) -> Result<T, QueryFailure> + Send + 'static,
+        F: FnOnce(&FleetIndex, &Run<'_>) -> Result<T, QueryFailure> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let (index, counters, asked_at) = (self.index.clone(), Arc::clone(&self.counters), Instant::now());
@@ -172,8 +173,9 @@ impl FleetQueries {
             let outcome = if begun_at.duration_since(asked_at) > MAX_WAIT {
                 Err(QueryFailure::Busy)
             } else {
-                let patience = Patience { until: begun_at + MAX_WORK, is_abandoned: &|| answer.is_closed() };
-                query(&index, &patience)
+                let is_abandoned = || answer.is_closed();
+                let (moment, until) = (index.moment(), begun_at + MAX_WORK);
+                query(&index, &Run { moment, until, is_abandoned: &is_abandoned })
             };
             counters.count(&outcome, begun_at.elapsed());
             // Who asked may have gone.
@@ -226,13 +228,16 @@ fn yield_to_workers() {
     }
 }
 
-/// How long a query may go on.
-pub(super) struct Patience<'a> {
+/// What a query goes by while it runs.
+pub(super) struct Run<'a> {
+    /// The time by which it judges presence.
+    pub moment: Moment,
+    /// How long it may go on.
     pub until: Instant,
     pub is_abandoned: &'a dyn Fn() -> bool,
 }
 
-impl Patience<'_> {
+impl Run<'_> {
     /// Between two chunks, of which `done` out of `all` were looked at.
     pub fn check(&self, done: usize, all: usize) -> Result<(), QueryFailure> {
         if (self.is_abandoned)() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::bitmap::Bitmap;
 use super::chunk::Chunk;
 use super::evaluate::{Plan, Rows, Scratch};
-use super::queries::{Patience, QueryFailure};
+use super::queries::{Run, QueryFailure};
 use super::top::{After, Top};
 use super::FleetIndex;
 use crate::actors::entry::DeviceEntry;
@@ -39,13 +39,13 @@ impl FleetIndex {
         order: &OrderBy,
         after: Option<(Vec<SortValue>, String)>,
         size: usize,
-        patience: &Patience<'_>,
+        run: &Run<'_>,
     ) -> Result<Page, QueryFailure> {
         let after = after.map(|(values, id)| After::new(values, id));
         // One more than asked for tells whether there is a next page.
         let mut top = Top::new(order, after.as_ref(), size + 1);
         let mut total = 0;
-        self.scan(filter, patience, |rows, selected| {
+        self.scan(filter, run, |rows, selected| {
             total += selected.len();
             let columns = top.columns(rows);
             selected.iter().for_each(|row| top.offer(rows, &columns, row));
@@ -61,10 +61,10 @@ impl FleetIndex {
         &self,
         filter: &Filter,
         limit: usize,
-        patience: &Patience<'_>,
+        run: &Run<'_>,
     ) -> Result<Selection, QueryFailure> {
         let mut selection = Selection { devices: Vec::new(), total: 0 };
-        self.scan(filter, patience, |rows, selected| {
+        self.scan(filter, run, |rows, selected| {
             selection.total += selected.len();
             let left = limit - selection.devices.len();
             let entries = selected.iter().filter_map(|row| rows.described.entry(row));
@@ -76,15 +76,15 @@ impl FleetIndex {
     fn scan(
         &self,
         filter: &Filter,
-        patience: &Patience<'_>,
+        run: &Run<'_>,
         mut each: impl FnMut(Rows<'_>, &Bitmap),
     ) -> Result<(), QueryFailure> {
         let chunks: Vec<Arc<Chunk>> = self.0.chunks.read().clone();
-        let (plan, moment, mut scratch) = (Plan::of(filter), self.moment(), Scratch::default());
+        let (plan, mut scratch) = (Plan::of(filter), Scratch::default());
         for (looked_at, chunk) in scattered(&chunks).enumerate() {
-            patience.check(looked_at, chunks.len())?;
+            run.check(looked_at, chunks.len())?;
             let described = chunk.described.read();
-            let rows = Rows { described: &described, hot: &chunk.hot, moment: &moment };
+            let rows = Rows { described: &described, hot: &chunk.hot, moment: &run.moment };
             each(rows, &plan.select(rows, &mut scratch));
         }
         Ok(())

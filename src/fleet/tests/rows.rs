@@ -1,0 +1,126 @@
+//! Rows as they are given out, written, and taken back.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fleetd_proto::v1::device_status::State;
+use fleetd_proto::v1::{SystemInfo, SystemStats};
+
+use super::model::{Model, Report};
+use super::{page, put, walk, INTERVAL};
+use crate::auth::KeyHash;
+use crate::clock::UnixMillis;
+use crate::fleet::FleetIndex;
+use crate::ids::DeviceId;
+use crate::query::Filter;
+use crate::store::Device;
+
+fn device(id: &str) -> Model {
+    let record = Device {
+        id: DeviceId::parse(id).expect("a valid id"),
+        name: id.into(),
+        device_type: "sensor".into(),
+        version: "1.0".into(),
+        metadata: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        system_info: bytes::Bytes::new(),
+        registered_at: UnixMillis::EPOCH,
+        last_seen: None,
+        key_hash: KeyHash::of(id),
+        revision: 1,
+        maintenance: false,
+        heartbeat_interval: None,
+    };
+    Model { record, system: SystemInfo::default(), report: None }
+}
+
+fn hot_report(version: &str) -> Report {
+    Report {
+        version: Some(version.into()),
+        stats: Some(SystemStats { cpu_percent: 99.0, ..SystemStats::default() }),
+        uptime_seconds: 5,
+        reported: State::Online,
+        last_seen: UnixMillis::EPOCH,
+        silent: INTERVAL,
+    }
+}
+
+fn listed(index: &FleetIndex, filter: &str) -> Vec<String> {
+    walk(index, filter, "", 100).0
+}
+
+#[test]
+fn a_late_report_of_a_deleted_device_is_not_read_as_that_of_the_next_one_in_its_row() {
+    let index = FleetIndex::new(INTERVAL);
+    let deleted = put(&index, &device("old"));
+    deleted.forget();
+    index.remove(&deleted);
+    index.remove(&deleted);
+    let next = put(&index, &device("new"));
+    assert!(Arc::ptr_eq(&deleted.row().expect("had one").chunk, &next.row().expect("has one").chunk));
+    assert_eq!(deleted.row().expect("had one").slot, next.row().expect("has one").slot);
+
+    deleted.update_live(|live| hot_report("9.9").apply(live));
+    deleted.describe(&Device { revision: 7, name: "ghost".into(), ..device("old").record });
+    assert_eq!(listed(&index, "cpu_usage:>1 OR version:9.9 OR name:ghost OR NOT status:unknown"), [""; 0]);
+    assert_eq!(listed(&index, "id:new AND status:unknown AND version:1.0"), ["new"]);
+    assert!(!index.matches(&deleted, &Filter::matches_all()));
+    assert_eq!(index.len(), 1);
+}
+
+#[test]
+fn the_version_that_a_device_reports_stands_over_the_one_it_registered_with() {
+    let index = FleetIndex::new(INTERVAL);
+    let entry = put(&index, &device("a"));
+    entry.update_live(|live| hot_report("2.0").apply(live));
+    assert_eq!(listed(&index, "version:2.0"), ["a"]);
+    entry.describe(&Device { revision: 2, version: "1.5".into(), name: "b".into(), ..device("a").record });
+    assert_eq!(listed(&index, "version:2.0 AND name:b AND cpu_usage:99"), ["a"]);
+}
+
+#[test]
+fn of_two_changes_that_arrive_in_the_wrong_order_the_later_one_stays() {
+    let index = FleetIndex::new(INTERVAL);
+    let entry = put(&index, &device("a"));
+    entry.describe(&Device { revision: 3, name: "third".into(), maintenance: true, ..device("a").record });
+    entry.describe(&Device { revision: 2, name: "second".into(), ..device("a").record });
+    assert_eq!(listed(&index, "name:third AND status:maintenance"), ["a"]);
+    assert!(entry.live().settings.maintenance);
+}
+
+#[test]
+fn presence_in_a_list_is_presence_in_a_single_read_at_every_bound() {
+    let index = FleetIndex::new(INTERVAL);
+    let entry = put(&index, &device("a"));
+    let bounds = [INTERVAL * 3 / 2, INTERVAL * 3];
+    for silent in bounds.into_iter().flat_map(|at| [at.saturating_sub(NANO), at, at + NANO]) {
+        entry.update_live(|live| Report { silent, ..hot_report("1") }.apply(live));
+        let state = entry.live().presence(super::MOMENT.monotonic_nanos, INTERVAL);
+        let filter = format!("status:{}", state.as_str_name().to_ascii_lowercase());
+        assert_eq!(listed(&index, &filter), ["a"], "silent for {silent:?}");
+    }
+}
+
+const NANO: std::time::Duration = std::time::Duration::from_nanos(1);
+
+#[test]
+fn an_index_that_is_dropped_lets_go_of_its_devices() {
+    let index = FleetIndex::new(INTERVAL);
+    let entry = Arc::downgrade(&put(&index, &device("a")));
+    assert_eq!(page(&index, "", "", None, 1).total, 1);
+    drop(index);
+    assert!(entry.upgrade().is_none());
+}
+
+#[test]
+fn a_value_that_is_longer_than_a_page_token_may_be_is_found_by_its_beginning() {
+    let mut long = device("a");
+    long.system.hostname = "h".repeat(5_000);
+    long.record.system_info = prost::Message::encode_to_vec(&long.system).into();
+    let index = FleetIndex::new(INTERVAL);
+    put(&index, &long);
+    put(&index, &device("b"));
+    let first = page(&index, "system_info.hostname:hhh*", "system_info.hostname", None, 1);
+    assert_eq!(first.places.len(), 1);
+    assert!(format!("{:?}", first.places[0].values).len() < 1_100);
+    assert_eq!(walk(&index, "", "system_info.hostname", 1).0, ["a", "b"]);
+}
