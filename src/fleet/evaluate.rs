@@ -172,9 +172,7 @@ impl Evaluation<'_> {
             Field::Number(field) => self.numbers(*field, condition, among),
             Field::Metric(name) => self.stats(condition, among, |bytes| stats::metric(bytes, name)),
             Field::Text(field) => self.texts(&described.column_of(*field), condition, among),
-            Field::Metadata(key) => {
-                self.texts(&described.column_of_note(Notes::Metadata, key), condition, among)
-            }
+            Field::Metadata(key) => self.texts(&described.column_of_note(Notes::Metadata, key), condition, among),
             Field::Label(key) => self.texts(&described.column_of_note(Notes::Labels, key), condition, among),
         }
     }
@@ -203,9 +201,8 @@ impl Evaluation<'_> {
     /// A number that is read from the device's last report.
     fn stats(&self, condition: &Condition, among: &Bitmap, read: impl Fn(&[u8]) -> Option<f64>) -> Bitmap {
         among.filter(|row| {
-            let number = self.rows.described.entry(row).and_then(|entry: &std::sync::Arc<DeviceEntry>| {
-                entry.with_stats(&read)
-            });
+            let number =
+                self.rows.described.entry(row).and_then(|entry: &std::sync::Arc<DeviceEntry>| entry.with_stats(&read));
             number.is_some_and(|number| condition.holds_for_number(number))
         })
     }

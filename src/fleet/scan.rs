@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::bitmap::Bitmap;
 use super::chunk::Chunk;
 use super::evaluate::{Plan, Rows, Scratch};
-use super::queries::{Run, QueryFailure};
+use super::queries::{QueryFailure, Run};
 use super::top::{After, Top};
 use super::FleetIndex;
 use crate::actors::entry::DeviceEntry;
@@ -57,12 +57,7 @@ impl FleetIndex {
     }
 
     /// Up to `limit` devices that match `filter`, and how many match. Blocks, as [`Self::page`].
-    pub(super) fn select(
-        &self,
-        filter: &Filter,
-        limit: usize,
-        run: &Run<'_>,
-    ) -> Result<Selection, QueryFailure> {
+    pub(super) fn select(&self, filter: &Filter, limit: usize, run: &Run<'_>) -> Result<Selection, QueryFailure> {
         let mut selection = Selection { devices: Vec::new(), total: 0 };
         self.scan(filter, run, |rows, selected| {
             selection.total += selected.len();

@@ -19,9 +19,8 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::{self, UnixMillis};
 use crate::error::{ApiError, ErrorCode};
-use crate::fleet::FleetQueries;
+use crate::fleet::{self, FleetQueries};
 use crate::metrics::Metrics;
-use crate::query::{Digest, PageToken};
 use crate::store::{self, Store};
 
 pub const REGISTER_DEVICE: &str = "fleetd.v1.DeviceService/RegisterDevice";
@@ -78,7 +77,7 @@ impl DeviceService {
             return Err(ApiError::new(ErrorCode::Unimplemented, message));
         }
         let live = entry.live();
-        let metrics = request.include_metrics.then(|| self.metrics_of(&live)).flatten();
+        let metrics = request.include_metrics.then(|| metrics_of(&stored, &live)).flatten();
         Ok(GetDeviceResponse { device: Some(self.shown(stored, &live)), metrics, health: None })
     }
 
@@ -104,27 +103,29 @@ impl DeviceService {
             heartbeat_interval: stored.heartbeat_interval.map(Into::into),
         }
     }
+}
 
-    /// `None` for a device that has sent no heartbeat since the server started.
-    fn metrics_of(&self, live: &Live) -> Option<DeviceMetrics> {
-        let last_seen = live.last_seen?;
-        let stats = SystemStats::decode(live.stats.as_slice()).unwrap_or_default();
-        let share = |used: f64, total: f64| (total > 0.0).then(|| 100.0 * used / total);
-        Some(DeviceMetrics {
-            timestamp: Some(timestamp(last_seen)),
-            memory_percent: share(stats.memory_used_mb as f64, stats.memory_total_mb as f64),
-            disk_percent: share(stats.disk_used_gb, stats.disk_total_gb),
-            stats: Some(stats),
-            status: Some(DeviceStatus {
-                state: live.reported.into(),
-                uptime_seconds: live.uptime_seconds,
-                restart_count: live.boots,
-                ..DeviceStatus::default()
-            }),
-            processes: Vec::new(),
-            heartbeat_count: live.heartbeats,
-        })
-    }
+/// `None` for a device that has sent no heartbeat since the server started.
+fn metrics_of(stored: &store::Device, live: &Live) -> Option<DeviceMetrics> {
+    let last_seen = live.last_seen?;
+    let stats = SystemStats::decode(live.stats.as_slice()).unwrap_or_default();
+    // The sizes that the device registered with stand in for those that it does not report, as in lists.
+    let system = SystemInfo::decode(stored.system_info.clone()).unwrap_or_default();
+    let (memory_percent, disk_percent) = fleet::percentages(&stats, system.memory_mb as f64, system.disk_gb);
+    Some(DeviceMetrics {
+        timestamp: Some(timestamp(last_seen)),
+        memory_percent,
+        disk_percent,
+        stats: Some(stats),
+        status: Some(DeviceStatus {
+            state: live.reported.into(),
+            uptime_seconds: live.uptime_seconds,
+            restart_count: live.boots,
+            ..DeviceStatus::default()
+        }),
+        processes: Vec::new(),
+        heartbeat_count: live.heartbeats,
+    })
 }
 
 pub(super) fn no_device(id: &str) -> ApiError {

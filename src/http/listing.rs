@@ -76,11 +76,7 @@ impl DeviceService {
             Some(self.shown(device, &live))
         });
         let devices = devices.collect();
-        Ok(ListDevicesResponse {
-            devices,
-            next_page_token,
-            total_count: i32::try_from(page.total).unwrap_or(i32::MAX),
-        })
+        Ok(ListDevicesResponse { devices, next_page_token, total_count: i32::try_from(page.total).unwrap_or(i32::MAX) })
     }
 
     /// The devices that match a filter now; `field` is what the request calls it. At most the whole fleet, at 8 bytes
@@ -119,7 +115,8 @@ mod tests {
     #[test]
     fn a_token_is_good_for_its_query_however_that_is_spelled() {
         let token = token("cpu_usage:>80 AND memory_usage:>90", "cpu_usage DESC");
-        let again = asked("  cpu_usage:>80   and memory_usage:>90.0", "cpu_usage  desc", &token).expect("the same query");
+        let again =
+            asked("  cpu_usage:>80   and memory_usage:>90.0", "cpu_usage  desc", &token).expect("the same query");
         assert_eq!(again.filter.now().as_millis(), 17, "times count from the first page");
         for (filter, order) in
             [("cpu_usage:>80", "cpu_usage DESC"), ("cpu_usage:>80 AND memory_usage:>90", "cpu_usage"), ("", "")]

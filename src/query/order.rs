@@ -108,7 +108,6 @@ impl SortValue {
             Field::Label(key) => text(subject.label(key)),
         }
     }
-
 }
 
 impl<A: AsRef<str>> SortValue<A> {

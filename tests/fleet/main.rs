@@ -5,6 +5,7 @@ mod support;
 
 mod commands;
 mod edit;
+mod listing;
 mod stream;
 
 use serde_json::{json, Value};

@@ -34,13 +34,7 @@ fn put(index: &FleetIndex, model: &Model) -> Arc<DeviceEntry> {
     entry
 }
 
-fn page(
-    index: &FleetIndex,
-    filter: &str,
-    order: &str,
-    after: Option<(Vec<SortValue>, String)>,
-    size: usize,
-) -> Page {
+fn page(index: &FleetIndex, filter: &str, order: &str, after: Option<(Vec<SortValue>, String)>, size: usize) -> Page {
     let filter = Filter::parse(filter, NOW).expect("a valid filter");
     let order = OrderBy::parse(order).expect("a valid order");
     let run = Run { moment: MOMENT, until: Instant::now() + Duration::from_secs(60), is_abandoned: &|| false };

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use fleetd_proto::v1::device_status::State;
 use fleetd_proto::v1::{SystemInfo, SystemStats};
-use prost::Message as _;
 use proptest::prelude::*;
 use proptest::sample::select;
+use prost::Message as _;
 
 use super::{INTERVAL, MOMENT};
 use crate::actors::entry::Live;
@@ -206,9 +206,7 @@ impl Subject for Model {
             NumberField::MemoryUsage => stats.and_then(|stats| {
                 share(stats.memory_used_mb as f64, [stats.memory_total_mb as f64, system.memory_mb as f64])
             }),
-            NumberField::DiskUsage => {
-                stats.and_then(|stats| share(stats.disk_used_gb, [stats.disk_total_gb, disk_gb]))
-            }
+            NumberField::DiskUsage => stats.and_then(|stats| share(stats.disk_used_gb, [stats.disk_total_gb, disk_gb])),
             NumberField::UptimeSeconds => self.report.as_ref().and_then(|r| unless_zero(r.uptime_seconds as f64)),
             NumberField::LoadAverage1m => stats.and_then(|stats| stats.load_average_1m),
             NumberField::LoadAverage5m => stats.and_then(|stats| stats.load_average_5m),
