@@ -15,7 +15,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::auth::credential::{self, Credential, CredentialError};
 use crate::auth::rate_limit::{ClientNetwork, Gcra, KeyedBuckets, Quota, RateLimit};
-use crate::auth::{self, AdminKey, Claim, KeyHash, Principal, Rule};
+use crate::auth::{self, AdminKey, Claim, DeviceAccess, KeyHash, Principal, Rule};
 use crate::clock;
 use crate::config::RateLimits;
 use crate::error::{ApiError, ErrorCode};
@@ -169,8 +169,8 @@ impl Access {
         let entry = self.directory.find(device_id);
         let principal = self.identify(call, entry.as_ref()).await?;
         let rule = rule_of(method)?;
-        if principal == Principal::Anonymous {
-            // Who shows no key is told that first, whatever else is wrong with the request.
+        if principal == Principal::Anonymous || rule.devices == DeviceAccess::Never {
+            // Who shows no key, or one that never may, is told that first, whatever else is wrong with the request.
             auth::authorize(&principal, rule, None)?;
         }
         if let Err(reason) = DeviceId::check(device_id) {

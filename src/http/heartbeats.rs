@@ -74,9 +74,8 @@ impl DeviceService {
         call: &mut Call,
         request: BatchHeartbeatRequest,
     ) -> Result<BatchHeartbeatResponse, ApiError> {
+        let speaker = self.access.authorize_speaker(call, BATCH_HEARTBEAT, first_device(&request.heartbeats)).await?;
         check_size(request.heartbeats.len())?;
-        let first = request.heartbeats[0].device_id.clone();
-        let speaker = self.access.authorize_speaker(call, BATCH_HEARTBEAT, &first).await?;
         let results = self.take_many(call, &speaker, request.heartbeats).await;
         let acknowledged_count = acknowledged(&results);
         Ok(BatchHeartbeatResponse { results, acknowledged_count })
@@ -239,21 +238,30 @@ where
     /// An error ends the stream; what is wrong with one heartbeat is in its result.
     async fn take(&mut self, bytes: &[u8]) -> Result<Bytes, ApiError> {
         let service = Arc::clone(&self.service);
-        let message: StreamHeartbeatsRequest = rpc::decode(bytes, self.format)?;
-        check_size(message.heartbeats.len())?;
+        let message: StreamHeartbeatsRequest = match rpc::decode(bytes, self.format) {
+            Ok(message) => message,
+            Err(error) if self.speaker.is_some() => return Err(error),
+            Err(error) => return Err(service.access.undecodable(&mut self.call, error)),
+        };
         let speaker = match &self.speaker {
             Some(speaker) => speaker.clone(),
             None => {
-                let first = &message.heartbeats[0].device_id;
+                let first = first_device(&message.heartbeats);
                 let speaker = service.access.authorize_speaker(&mut self.call, STREAM_HEARTBEATS, first).await?;
                 self.speaker.insert(speaker).clone()
             }
         };
+        check_size(message.heartbeats.len())?;
         let results = service.take_many(&mut self.call, &speaker, message.heartbeats).await;
         let acknowledged_count = acknowledged(&results);
         let answer = StreamHeartbeatsResponse { sequence: message.sequence, results, acknowledged_count };
         rpc::encode(&answer, self.format)
     }
+}
+
+/// By whose entry a device's key is most likely recognized.
+fn first_device(heartbeats: &[HeartbeatRequest]) -> &str {
+    heartbeats.first().map_or("", |first| &first.device_id)
 }
 
 fn check_size(heartbeats: usize) -> Result<(), ApiError> {
