@@ -148,7 +148,11 @@ async fn read(store: &Arc<dyn Store>, devices: usize) {
 
 async fn touch(store: &Arc<dyn Store>, devices: usize) {
     let seen = (0..devices)
-        .map(|n| LastSeen { device: DeviceId::parse(&format!("bulk-{n:07}")).unwrap(), at: UnixMillis::now() })
+        .map(|n| LastSeen {
+            device: DeviceId::parse(&format!("bulk-{n:07}")).unwrap(),
+            at: UnixMillis::now(),
+            is_offline: true,
+        })
         .collect();
     let start = Instant::now();
     store.touch(seen).await.unwrap();

@@ -16,11 +16,13 @@ use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
+use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::engine::{EngineError, EngineOptions, EngineProcess};
+use crate::events::Events;
 use crate::fleet::{Description, FleetQueries};
 use crate::http::access::Access;
 use crate::http::command_service::CommandCounters;
@@ -32,7 +34,8 @@ use crate::http::pages::{Tokens, TokensError};
 use crate::http::rpc::{self, FleetRpc};
 use crate::ids::DeviceId;
 use crate::observe;
-use crate::store::{sqlite, Store, StoreError};
+use crate::presence::Past;
+use crate::store::{sqlite, DeviceRow, Store, StoreError};
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use crate::telemetry::journal::{self, Journal, JournalOptions};
 use crate::telemetry::schema::{self, Retention, SchemaError};
@@ -202,12 +205,14 @@ impl Server {
         let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
         let writer = writer::start(journal.clone(), clickhouse, options)?;
 
-        let directory = DeviceDirectory::new(journal.clone(), config.heartbeat_interval);
+        let events = Events::new(journal.clone());
+        let directory = DeviceDirectory::new(journal.clone(), events.clone(), config.heartbeat_interval);
         let registered = load_registry(&store, &directory)?;
         tracing::info!(registered, "registry loaded");
         let tokens = Tokens::load_or_create(&*store).await?;
         let commands = Arc::new(CommandCounters::default());
         CommandSweeper::new(store.clone()).start();
+        PresenceKeeper::new(directory.clone(), events.clone(), store.clone()).start();
         let queries = FleetQueries::start(directory.fleet().clone())
             .map_err(|source| AppError::System { operation: "start the threads of queries", source })?;
 
@@ -218,6 +223,7 @@ impl Server {
             writer: writer.clone(),
             store: store.clone(),
             commands: commands.clone(),
+            events: events.clone(),
             queries: queries.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
@@ -230,6 +236,7 @@ impl Server {
             commands,
             tokens,
             queries,
+            events,
             stopping: is_stopping.clone(),
         };
         let (companions, health) = rpc::companions();
@@ -302,6 +309,15 @@ fn retention(heartbeat_days: u32) -> Retention {
     Retention { heartbeats: (heartbeat_days > 0).then(|| DAY * heartbeat_days), ..Retention::default() }
 }
 
+/// What a restart knows of a device's presence.
+fn past_of(row: &DeviceRow<'_>) -> Past {
+    match row.last_seen {
+        None => Past::NeverSeen,
+        Some(_) if row.is_offline => Past::Offline,
+        Some(_) => Past::Seen,
+    }
+}
+
 /// Makes every registered device known to the directory, and which of them have commands; no actor is made until a
 /// device reports.
 fn load_registry(store: &Arc<dyn Store>, directory: &DeviceDirectory) -> Result<u64, StoreError> {
@@ -312,7 +328,7 @@ fn load_registry(store: &Arc<dyn Store>, directory: &DeviceDirectory) -> Result<
                 tracing::error!(device_id = row.id, cause, "metadata or labels are damaged, left out of lists");
                 Description::without_maps(&row)
             });
-            directory.admit(DeviceEntry::new(id, row.key_hash, (&row).into()), &record);
+            directory.admit(DeviceEntry::new(id, row.key_hash, (&row).into()).with_past(past_of(&row)), &record);
         }
         Err(reason) => tracing::error!(id = row.id, %reason, "a registered id is not valid, left out"),
     })?;

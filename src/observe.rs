@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
 use crate::engine::EngineMonitor;
+use crate::events::Events;
 use crate::fleet::FleetQueries;
 use crate::http::command_service::CommandCounters;
 use crate::metrics::{Metrics, Reading, Value};
@@ -25,6 +26,7 @@ pub struct Sources {
     pub writer: WriterHandle,
     pub store: Arc<dyn Store>,
     pub commands: Arc<CommandCounters>,
+    pub events: Events,
     pub queries: FleetQueries,
     pub engine: Option<EngineMonitor>,
 }
@@ -33,6 +35,7 @@ pub fn metrics(sources: Sources) -> Metrics {
     Metrics::new(move || {
         let mut readings = devices(&sources);
         readings.extend(commands(&sources));
+        readings.extend(events(&sources));
         readings.extend(journal(&sources));
         readings.extend(writer(&sources));
         readings.extend(store(&sources));
@@ -91,6 +94,7 @@ fn devices(sources: &Sources) -> Vec<Reading> {
             None,
             snapshot.in_flight as f64,
         ),
+        gauge("heartbeat_stretch", "Factor by which intervals are longer under load", None, snapshot.stretch),
         counter("device_actors_recreated", "Device actors made anew after a panic", snapshot.recreated),
     ]
 }
@@ -119,6 +123,15 @@ fn commands(sources: &Sources) -> Vec<Reading> {
             "Results that came late or of unknown commands",
             count(&commands.results_ignored),
         ),
+    ]
+}
+
+fn events(sources: &Sources) -> Vec<Reading> {
+    let stats = sources.events.stats();
+    vec![
+        counter("events_told", "Events of devices, heartbeats left out", stats.told),
+        counter("events_unkept", "Events that the journal did not take, tried again where it can be", stats.unkept),
+        gauge("event_subscribers", "Open streams of events", None, stats.subscribers as f64),
     ]
 }
 

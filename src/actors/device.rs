@@ -48,13 +48,6 @@ impl DeviceActor {
         shared.awake.fetch_add(1, Ordering::Relaxed);
         Self { entry, shared, heartbeats: 0 }
     }
-
-    /// When the device should report next. The spread comes from a hash of who and how often: even over a fleet, and
-    /// no random generator on this path.
-    fn next_heartbeat(&self, interval: Duration) -> Duration {
-        let hash = super::directory::hash_of(&(self.entry.id.as_str(), self.heartbeats));
-        pace::next_heartbeat(interval, self.shared.stretch.get(), hash)
-    }
 }
 
 impl Drop for DeviceActor {
@@ -89,7 +82,10 @@ impl Handler<Heartbeat> for DeviceActor {
             Ok::<_, ApiError>(self.shared.journal.append(payload)?)
         })?;
         self.heartbeats = self.heartbeats.wrapping_add(1);
-        let interval = self.entry.update_live(|live| {
+        // The spread comes from a hash of who and how often: even over a fleet, and no random generator on this path.
+        let hash = super::directory::hash_of(&(self.entry.id.as_str(), self.heartbeats));
+        let stretch = self.shared.stretch.get();
+        let next_heartbeat = self.entry.update_live(|live| {
             live.last_seen = Some(received_at);
             live.last_seen_at = clock::monotonic_nanos();
             if let Some(status) = &request.status {
@@ -108,9 +104,12 @@ impl Handler<Heartbeat> for DeviceActor {
                 let _ = stats.encode(&mut live.stats);
             }
             live.heartbeats += 1;
-            live.interval(self.shared.heartbeat_interval)
+            let next = pace::next_heartbeat(live.interval(self.shared.heartbeat_interval), stretch, hash);
+            live.told = Some(next);
+            next
         });
-        Ok(Taken { ticket, next_heartbeat: self.next_heartbeat(interval) })
+        self.shared.events.tell_heartbeat(&self.entry, received_at);
+        Ok(Taken { ticket, next_heartbeat })
     }
 }
 

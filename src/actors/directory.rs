@@ -15,12 +15,14 @@ use fleetd_proto::v1::device_status::State;
 use fleetd_proto::v1::HeartbeatRequest;
 
 use super::device::{DeviceActor, Heartbeat, Taken};
-use super::entry::DeviceEntry;
+use super::entry::{DeviceEntry, Live};
 use super::pace::{self, Load, Stretch, MAX_IN_FLIGHT};
-use crate::clock::{self, UnixMillis};
+use crate::clock::UnixMillis;
 use crate::error::ApiError;
+use crate::events::Events;
 use crate::fleet::{Description, FleetIndex};
 use crate::ids::DeviceId;
+use crate::presence;
 use crate::telemetry::journal::Journal;
 
 /// What every device actor needs besides its own entry.
@@ -34,6 +36,7 @@ pub struct Shared {
     recreated: AtomicU64,
     /// Messages sent and not answered yet.
     in_flight: AtomicUsize,
+    pub(super) events: Events,
     /// How far all intervals are stretched now.
     pub(super) stretch: Stretch,
 }
@@ -78,9 +81,10 @@ pub(super) fn hash_of(value: &impl Hash) -> u64 {
 
 impl DeviceDirectory {
     /// Must be made on an arbiter, which also serves the actors whose first message comes from none.
-    pub fn new(journal: Journal, heartbeat_interval: Duration) -> Self {
+    pub fn new(journal: Journal, events: Events, heartbeat_interval: Duration) -> Self {
         let shared = Shared {
             journal,
+            events,
             heartbeat_interval,
             awake: AtomicUsize::new(0),
             recreated: AtomicU64::new(0),
@@ -115,6 +119,16 @@ impl DeviceDirectory {
         &self.fleet
     }
 
+    /// Lets the actor of a device that is gone end; the next message makes it anew.
+    pub fn let_sleep(&self, entry: &DeviceEntry) {
+        stop(entry);
+    }
+
+    /// How the device stands now.
+    pub fn presence(&self, live: &Live) -> State {
+        presence::presence(&live.facts(), &self.fleet.moment())
+    }
+
     /// Ends a device that is known by its id no more.
     fn retire(&self, entry: &DeviceEntry) {
         entry.forget();
@@ -124,7 +138,7 @@ impl DeviceDirectory {
 
     /// Whether the device is there: its presence without regard to maintenance.
     pub fn reachability(&self, entry: &DeviceEntry) -> State {
-        entry.live().reachability(clock::monotonic_nanos(), self.shared.heartbeat_interval)
+        presence::reachability(&entry.live().facts(), &self.fleet.moment())
     }
 
     pub fn find(&self, id: &str) -> Option<Arc<DeviceEntry>> {
@@ -296,7 +310,7 @@ mod tests {
         let options =
             JournalOptions { dir: dir.into(), sync: SyncMode::Never, segment_bytes: 1 << 20, capacity_bytes: 8 << 20 };
         let (journal, _) = Journal::open(options).expect("a journal in a new folder");
-        DeviceDirectory::new(journal, Duration::from_secs(30))
+        DeviceDirectory::new(journal.clone(), Events::new(journal), Duration::from_secs(30))
     }
 
     fn register(directory: &DeviceDirectory, id: &str) -> Arc<DeviceEntry> {

@@ -16,6 +16,7 @@ use crate::auth::KeyHash;
 use crate::clock::UnixMillis;
 use crate::fleet::{Description, Row};
 use crate::ids::DeviceId;
+use crate::presence::{Facts, Past};
 use crate::store::{Device, DeviceRow};
 
 /// One registered device, shared by the directory, its actor and the requests that concern it.
@@ -81,6 +82,10 @@ pub struct Live {
     pub stats: Vec<u8>,
     pub heartbeats: u64,
     pub settings: Settings,
+    /// How long the last reply told the device to wait.
+    pub told: Option<Duration>,
+    /// What was known of it before the server started.
+    pub past: Past,
 }
 
 /// What an operator set that concerns live state; a copy of the registry's.
@@ -119,6 +124,12 @@ impl DeviceEntry {
             is_forgotten: AtomicBool::new(false),
             commands: CommandHint::default(),
         }
+    }
+
+    /// With what was known of the device before this start.
+    pub fn with_past(mut self, past: Past) -> Self {
+        self.live.get_mut().past = past;
+        self
     }
 
     /// For the fleet index, before anybody else sees the entry.
@@ -188,87 +199,26 @@ impl DeviceEntry {
     }
 }
 
-/// Missed heartbeats after which a device is LATE, then OFFLINE: 1.5 intervals forgive jitter and one slow network
-/// round, 3 intervals mean that two heartbeats in a row were lost.
-const LATE_AFTER_HALF_INTERVALS: u64 = 3;
-const OFFLINE_AFTER_HALF_INTERVALS: u64 = 6;
-
-/// How a device that reports every `interval` stands when it was silent for so many nanoseconds.
-pub(crate) fn reachability(silent_nanos: u64, interval: Duration) -> State {
-    // 292 years of half nanoseconds fit.
-    let half_interval = interval.as_nanos() as u64 / 2;
-    if silent_nanos > half_interval.saturating_mul(OFFLINE_AFTER_HALF_INTERVALS) {
-        State::Offline
-    } else if silent_nanos > half_interval.saturating_mul(LATE_AFTER_HALF_INTERVALS) {
-        State::Late
-    } else {
-        State::Online
-    }
-}
-
 impl Live {
     /// How often the device is expected to report; `default` where nobody said it for this one.
     pub fn interval(&self, default: Duration) -> Duration {
         self.settings.heartbeat_interval.unwrap_or(default)
     }
 
-    /// Out of service, by the operator or by itself.
-    pub fn is_in_maintenance(&self) -> bool {
-        self.settings.maintenance || self.reported == State::Maintenance
-    }
-
-    /// Presence at `now` (monotonic nanoseconds); `default_interval` is the server's.
-    pub fn presence(&self, now: u64, default_interval: Duration) -> State {
-        if self.is_in_maintenance() {
-            return State::Maintenance;
+    /// What the device's presence follows from.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            is_in_maintenance: self.settings.maintenance || self.reported == State::Maintenance,
+            last_seen_at: self.last_seen.map(|_| self.last_seen_at),
+            past: self.past,
+            expected: self.told.or(self.settings.heartbeat_interval),
         }
-        self.reachability(now, default_interval)
-    }
-
-    /// As [`Self::presence`], also for a device that is out of service: whether it is there.
-    pub fn reachability(&self, now: u64, default_interval: Duration) -> State {
-        if self.last_seen.is_none() {
-            return State::Unknown;
-        }
-        reachability(now.saturating_sub(self.last_seen_at), self.interval(default_interval))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const INTERVAL: Duration = Duration::from_secs(30);
-    const SECOND: u64 = 1_000_000_000;
-
-    #[test]
-    fn presence_fades_from_online_to_late_to_offline() {
-        let live = Live {
-            last_seen: Some(UnixMillis::EPOCH),
-            last_seen_at: 100 * SECOND,
-            reported: State::Online,
-            ..Live::default()
-        };
-        for (seconds_later, expected) in
-            [(0, State::Online), (45, State::Online), (46, State::Late), (90, State::Late), (91, State::Offline)]
-        {
-            assert_eq!(live.presence((100 + seconds_later) * SECOND, INTERVAL), expected, "{seconds_later} s");
-        }
-    }
-
-    #[test]
-    fn a_device_that_has_not_reported_since_the_start_is_unknown_not_offline() {
-        assert_eq!(Live::default().presence(u64::MAX, INTERVAL), State::Unknown);
-    }
-
-    #[test]
-    fn maintenance_stands_over_silence() {
-        let live = Live { last_seen: Some(UnixMillis::EPOCH), reported: State::Maintenance, ..Live::default() };
-        assert_eq!(live.presence(u64::MAX, INTERVAL), State::Maintenance);
-        assert_eq!(live.reachability(u64::MAX, INTERVAL), State::Offline);
-        let settings = Settings { maintenance: true, ..Settings::default() };
-        assert_eq!(Live { settings, ..Live::default() }.presence(0, INTERVAL), State::Maintenance);
-    }
 
     #[test]
     fn a_command_sent_during_a_look_is_not_forgotten() {
@@ -281,13 +231,5 @@ mod tests {
         let seen = hint.look().expect("one was sent during the look");
         hint.settled(seen);
         assert_eq!(hint.look(), None);
-    }
-
-    #[test]
-    fn a_device_is_judged_by_its_own_interval() {
-        let settings = Settings { heartbeat_interval: Some(10 * INTERVAL), ..Settings::default() };
-        let live = Live { last_seen: Some(UnixMillis::EPOCH), settings, ..Live::default() };
-        assert_eq!(live.presence(91 * SECOND, INTERVAL), State::Online);
-        assert_eq!(live.presence(901 * SECOND, INTERVAL), State::Offline);
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | [`device::DeviceActor`], one a live device | heartbeats since it was made, boots seen, the device's pace | actix's default of 16; senders wait | by the directory, on the next message, from the device's entry |
 //! | the directory's pacer, one | none: it reads the load | unused | none: it ends with the directory |
+//! | [`presence::PresenceKeeper`], one | facts that the registry has yet to take | unused | none: it does not end |
 //! | [`sweeper::CommandSweeper`], one | none | unused | none: it does not end |
 //!
 //! A device's actor is made on the arbiter of the worker where its device's first message arrived, so that the messages of a
@@ -13,4 +14,5 @@ pub mod device;
 pub mod directory;
 pub mod entry;
 pub mod pace;
+pub mod presence;
 pub mod sweeper;

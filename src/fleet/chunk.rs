@@ -19,8 +19,9 @@ use super::bitmap::ROWS;
 use super::described::Described;
 use super::description::Description;
 use super::stats::{finite, Gauges};
-use crate::actors::entry::{reachability, DeviceEntry, Live};
+use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::UnixMillis;
+use crate::presence::{self, Facts, Moment, Past};
 
 pub struct Chunk {
     pub hot: Hot,
@@ -40,8 +41,10 @@ pub struct Hot {
     /// Monotonic nanoseconds, what presence is judged by.
     last_seen_at: [AtomicU64; ROWS],
     flags: [AtomicU8; ROWS],
-    /// How often the device is expected to report, in milliseconds; 0 as the server's configuration says.
-    interval_millis: [AtomicU32; ROWS],
+    /// How long the device was told to wait, in milliseconds; 0 as the server's configuration says.
+    expected_millis: [AtomicU32; ROWS],
+    /// The presence that was told last, as the number of its state.
+    announced: [AtomicU8; ROWS],
     cpu_percent: [AtomicU64; ROWS],
     memory_percent: [AtomicU64; ROWS],
     disk_percent: [AtomicU64; ROWS],
@@ -58,6 +61,9 @@ const NEVER: i64 = i64::MIN;
 const IS_SEEN: u8 = 1;
 /// Flag: out of service, by the operator or by itself.
 const IS_IN_MAINTENANCE: u8 = 2;
+/// Flags of what was known before the server started.
+const WAS_SEEN: u8 = 4;
+const WAS_OFFLINE: u8 = 8;
 
 impl Hot {
     fn new() -> Self {
@@ -65,7 +71,8 @@ impl Hot {
             last_seen: [const { AtomicI64::new(NEVER) }; ROWS],
             last_seen_at: [const { AtomicU64::new(0) }; ROWS],
             flags: [const { AtomicU8::new(0) }; ROWS],
-            interval_millis: [const { AtomicU32::new(0) }; ROWS],
+            expected_millis: [const { AtomicU32::new(0) }; ROWS],
+            announced: [const { AtomicU8::new(0) }; ROWS],
             cpu_percent: [const { AtomicU64::new(0) }; ROWS],
             memory_percent: [const { AtomicU64::new(0) }; ROWS],
             disk_percent: [const { AtomicU64::new(0) }; ROWS],
@@ -99,11 +106,17 @@ impl Hot {
         if let Some(at) = live.last_seen {
             self.last_seen[row].store(at.as_millis(), Ordering::Relaxed);
         }
-        let interval = live.settings.heartbeat_interval.map_or(0, |interval| interval.as_millis());
-        self.interval_millis[row].store(u32::try_from(interval).unwrap_or(u32::MAX), Ordering::Relaxed);
-        let is_seen = if live.last_seen.is_some() { IS_SEEN } else { 0 };
-        let maintenance = if live.is_in_maintenance() { IS_IN_MAINTENANCE } else { 0 };
-        self.flags[row].store(is_seen | maintenance, Ordering::Relaxed);
+        let facts = live.facts();
+        let expected = facts.expected.map_or(0, |expected| expected.as_millis());
+        self.expected_millis[row].store(u32::try_from(expected).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let is_seen = if facts.last_seen_at.is_some() { IS_SEEN } else { 0 };
+        let maintenance = if facts.is_in_maintenance { IS_IN_MAINTENANCE } else { 0 };
+        let past = match facts.past {
+            Past::NeverSeen => 0,
+            Past::Seen => WAS_SEEN,
+            Past::Offline => WAS_OFFLINE,
+        };
+        self.flags[row].store(is_seen | maintenance | past, Ordering::Relaxed);
     }
 
     pub fn last_seen(&self, row: usize) -> Option<UnixMillis> {
@@ -111,21 +124,31 @@ impl Hot {
         (millis != NEVER).then(|| UnixMillis::from_millis_clamped(millis))
     }
 
-    /// As [`Live::presence`].
-    pub fn state(&self, row: usize, at: &Moment) -> State {
+    /// As for [`Live::facts`].
+    pub fn state(&self, row: usize, moment: &Moment) -> State {
         let flags = self.flags[row].load(Ordering::Relaxed);
-        if flags & IS_IN_MAINTENANCE != 0 {
-            return State::Maintenance;
-        }
-        if flags & IS_SEEN == 0 {
-            return State::Unknown;
-        }
-        let silent = at.monotonic_nanos.saturating_sub(self.last_seen_at[row].load(Ordering::Relaxed));
-        let interval = match self.interval_millis[row].load(Ordering::Relaxed) {
-            0 => at.default_interval,
-            millis => Duration::from_millis(u64::from(millis)),
+        let has = |flag| flags & flag != 0;
+        let expected = self.expected_millis[row].load(Ordering::Relaxed);
+        let facts = Facts {
+            is_in_maintenance: has(IS_IN_MAINTENANCE),
+            last_seen_at: has(IS_SEEN).then(|| self.last_seen_at[row].load(Ordering::Relaxed)),
+            past: match (has(WAS_OFFLINE), has(WAS_SEEN)) {
+                (true, _) => Past::Offline,
+                (_, true) => Past::Seen,
+                _ => Past::NeverSeen,
+            },
+            expected: (expected > 0).then(|| Duration::from_millis(expected.into())),
         };
-        reachability(silent, interval)
+        presence::presence(&facts, moment)
+    }
+
+    /// The presence that was told last.
+    pub fn announced(&self, row: usize) -> State {
+        State::try_from(i32::from(self.announced[row].load(Ordering::Relaxed))).unwrap_or_default()
+    }
+
+    pub fn announce(&self, row: usize, state: State) {
+        self.announced[row].store(state as u8, Ordering::Relaxed);
     }
 
     pub fn cpu_percent(&self, row: usize) -> f64 {
@@ -167,14 +190,6 @@ pub(super) fn none_if_zero(number: f64) -> f64 {
         return f64::NAN;
     }
     number
-}
-
-/// The time by which a query judges presence.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    pub monotonic_nanos: u64,
-    /// How often devices report whose interval nobody set.
-    pub default_interval: Duration,
 }
 
 /// The place of one device in the index. A device keeps its row until it is forgotten.

@@ -4,12 +4,13 @@
 //! parts that cost little go first. What one test means of one value is [`Condition`]'s to say, as in the evaluation
 //! of a single device.
 use super::bitmap::Bitmap;
-use super::chunk::{none_if_zero, Hot, Moment};
+use super::chunk::{none_if_zero, Hot};
 use super::described::{id_prefix, Described, Notes, TextColumn};
 use super::stats;
 use super::texts::Symbol;
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
+use crate::presence::Moment;
 use crate::query::{Condition, Expr, Field, Filter, NumberField, Shape, Test, TextField};
 
 /// A chunk while a query holds it.

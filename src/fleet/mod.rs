@@ -7,12 +7,15 @@
 //!
 //! A query looks at each row once, at no common moment: it sees every device that was there throughout, with values
 //! that were true while it ran.
+mod attention;
 mod bitmap;
+mod changes;
 mod chunk;
 mod described;
 mod description;
 mod evaluate;
 mod queries;
+mod record;
 mod scan;
 mod stats;
 mod subject;
@@ -27,6 +30,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+pub use changes::Change;
 pub use chunk::Row;
 pub use description::Description;
 pub use queries::{FleetQueries, QueryFailure, QueryStats};
@@ -35,9 +39,11 @@ pub use stats::percentages;
 
 use crate::actors::entry::DeviceEntry;
 use crate::clock;
+use crate::presence::{self, Moment};
 use crate::query::Filter;
+use attention::Attention;
 use bitmap::ROWS;
-use chunk::{Chunk, Moment};
+use chunk::Chunk;
 use subject::RowSubject;
 
 /// All rows. Cheap, cloneable handle.
@@ -51,6 +57,7 @@ struct Inner {
     occupied: AtomicUsize,
     /// How often devices report whose interval nobody set.
     default_interval: Duration,
+    attention: Attention,
 }
 
 impl FleetIndex {
@@ -60,6 +67,7 @@ impl FleetIndex {
             free: Mutex::default(),
             occupied: AtomicUsize::new(0),
             default_interval,
+            attention: Attention::default(),
         }))
     }
 
@@ -81,7 +89,11 @@ impl FleetIndex {
         let mut described = row.chunk.described.write();
         described.occupy(row.slot(), Arc::clone(&entry));
         described.describe(&row.chunk.hot, row.slot(), record, None);
-        row.mirror(&entry.lock_live());
+        let live = entry.lock_live();
+        row.mirror(&live);
+        let facts = live.facts();
+        row.chunk.hot.announce(row.slot(), presence::before_start(facts.past, facts.is_in_maintenance));
+        drop(live);
         drop(described);
         self.0.occupied.fetch_add(1, Ordering::Relaxed);
         entry
@@ -108,8 +120,11 @@ impl FleetIndex {
             && filter.matches(&RowSubject::new(&described, &row.chunk.hot, row.slot(), self.moment()))
     }
 
-    fn moment(&self) -> Moment {
-        Moment { monotonic_nanos: clock::monotonic_nanos(), default_interval: self.0.default_interval }
+    /// Now, as presence is judged.
+    pub fn moment(&self) -> Moment {
+        let monotonic_nanos = clock::monotonic_nanos();
+        let listening_since = self.0.attention.listening_since(monotonic_nanos);
+        Moment { monotonic_nanos, listening_since, default_interval: self.0.default_interval }
     }
 }
 

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{bounded, Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
-use super::chunk::Moment;
 use super::scan::{Page, Selection};
 use super::FleetIndex;
 use crate::error::{ApiError, ErrorCode};
+use crate::presence::Moment;
 use crate::query::{Filter, OrderBy, SortValue};
 
 /// Queries that may wait. One takes 5 to 30 ms over a million devices (docs/performance.md), so the last of a full

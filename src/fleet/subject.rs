@@ -1,10 +1,11 @@
 //! One row as the query language sees a device: the plain way to evaluate a filter, for one device at a time.
 use fleetd_proto::v1::device_status::State;
 
-use super::chunk::{none_if_zero, Hot, Moment};
+use super::chunk::{none_if_zero, Hot};
 use super::described::{Described, Notes, TextColumn};
 use super::stats;
 use crate::clock::UnixMillis;
+use crate::presence::Moment;
 use crate::query::{NumberField, Subject, TextField};
 
 pub struct RowSubject<'a> {

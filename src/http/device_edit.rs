@@ -12,6 +12,7 @@ use super::device_service::{no_device, timestamp, DeviceService};
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
+use crate::events::What;
 use crate::query::DeviceMask;
 use crate::store;
 
@@ -60,6 +61,9 @@ impl DeviceService {
         }
         // Durable first, known second. Of two updates at once the later revision stays.
         entry.describe(&changed);
+        if changed.revision != revision_before {
+            self.tell(What::Updated { device: Arc::new(changed.clone()) });
+        }
         let live = entry.live();
         Ok(UpdateDeviceResponse {
             device: Some(self.shown(changed, &live)),
@@ -77,9 +81,11 @@ impl DeviceService {
         if !request.force {
             self.refuse_if_in_use(&entry)?;
         }
+        let stored = self.store.device(&entry.id).await?.ok_or_else(|| no_device(entry.id.as_str()))?;
         self.store.remove(&entry.id, &entry.key_hash).await?;
         // Durable first, forgotten second: a crash between the two leaves a device that the next start does not know.
         self.directory.forget(&entry);
+        self.tell(What::Deleted { device: Arc::new(stored) });
         let user = call.user_id();
         tracing::info!(device_id = %entry.id, user, force = request.force, "device deleted");
         Ok(DeleteDeviceResponse { success: true, deleted_at: Some(timestamp(UnixMillis::now())) })

@@ -17,8 +17,9 @@ use super::pages::Tokens;
 use super::registration;
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
-use crate::clock::{self, UnixMillis};
+use crate::clock::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
+use crate::events::{Event, Events, What};
 use crate::fleet::{self, FleetQueries};
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
@@ -35,6 +36,7 @@ pub struct DeviceService {
     pub commands: Arc<CommandCounters>,
     pub tokens: Tokens,
     pub queries: FleetQueries,
+    pub events: Events,
     /// Ends streams when the server stops.
     pub stopping: watch::Receiver<bool>,
 }
@@ -53,6 +55,7 @@ impl DeviceService {
         self.store.register(device.clone()).await?;
         // Durable first, known second: a crash between the two leaves a device that the next start knows.
         self.directory.admit(entry, &(&device).into());
+        self.tell(What::Registered { device: Arc::new(device) });
         Ok(answer)
     }
 
@@ -65,7 +68,15 @@ impl DeviceService {
         self.access.authorize(call, BATCH_REGISTER_DEVICES).await?;
         let batch = registration::Batch::of(request, UnixMillis::now())?;
         let outcomes = self.store.register_many(batch.devices()).await;
-        Ok(batch.answer(outcomes, |entry, device| self.directory.admit(entry, &device.into())))
+        Ok(batch.answer(outcomes, |entry, device| {
+            self.directory.admit(entry, &device.into());
+            self.tell(What::Registered { device: Arc::new(device.clone()) });
+        }))
+    }
+
+    /// Tells what happened to a device. What the journal does not take is counted; the change stands without it.
+    pub(super) fn tell(&self, what: What) {
+        self.events.tell(Event { at: UnixMillis::now(), what });
     }
 
     /// Permission: `device:view`; a device may read itself.
@@ -77,13 +88,17 @@ impl DeviceService {
             return Err(ApiError::new(ErrorCode::Unimplemented, message));
         }
         let live = entry.live();
-        let metrics = request.include_metrics.then(|| metrics_of(&stored, &live)).flatten();
+        let metrics = request.include_metrics.then(|| {
+            let system = SystemInfo::decode(stored.system_info.clone()).unwrap_or_default();
+            metrics_of(&system, &live)
+        });
+        let metrics = metrics.flatten();
         Ok(GetDeviceResponse { device: Some(self.shown(stored, &live)), metrics, health: None })
     }
 
     /// A device as callers see it: the record, with what its heartbeats said since.
     pub(super) fn shown(&self, stored: store::Device, live: &Live) -> Device {
-        let presence = live.presence(clock::monotonic_nanos(), self.directory.heartbeat_interval());
+        let presence = self.directory.presence(live);
         let etag = device_edit::etag(&stored);
         Device {
             id: stored.id.to_string(),
@@ -106,11 +121,10 @@ impl DeviceService {
 }
 
 /// `None` for a device that has sent no heartbeat since the server started.
-fn metrics_of(stored: &store::Device, live: &Live) -> Option<DeviceMetrics> {
+pub(super) fn metrics_of(system: &SystemInfo, live: &Live) -> Option<DeviceMetrics> {
     let last_seen = live.last_seen?;
     let stats = SystemStats::decode(live.stats.as_slice()).unwrap_or_default();
     // The sizes that the device registered with stand in for those that it does not report, as in lists.
-    let system = SystemInfo::decode(stored.system_info.clone()).unwrap_or_default();
     let (memory_percent, disk_percent) = fleet::percentages(&stats, system.memory_mb as f64, system.disk_gb);
     Some(DeviceMetrics {
         timestamp: Some(timestamp(last_seen)),

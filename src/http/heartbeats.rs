@@ -39,7 +39,7 @@ const MAX_BATCH: usize = 10_000;
 const EXCHANGES_AT_ONCE: usize = 256;
 
 /// When to open a stream anew that the server ended because it stops.
-const RETRY_STREAM: Duration = Duration::from_secs(1);
+pub(super) const RETRY_STREAM: Duration = Duration::from_secs(1);
 
 /// The answers of a stream, encoded.
 pub type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, ConnectError>> + Send>>;

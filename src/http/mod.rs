@@ -10,6 +10,7 @@ pub mod device_edit;
 pub mod device_fields;
 pub mod device_service;
 pub mod direct;
+pub mod event_service;
 pub mod front;
 pub mod gateway;
 pub mod heartbeats;

@@ -19,6 +19,7 @@ use super::access::Call;
 use super::command_service;
 use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
+use super::event_service;
 use super::heartbeats;
 use super::listing;
 use super::wire::{self, FactsSlot};
@@ -88,6 +89,24 @@ macro_rules! unary {
     }};
 }
 
+/// One arm of [`Dispatcher::call_server_streaming`]: decode, call, hand the stream on.
+macro_rules! streaming {
+    ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr) => {{
+        let service = Arc::clone($service);
+        Box::pin(async move {
+            let mut call = Call::from_context(&$context);
+            let facts = $context.extensions().get::<FactsSlot>().cloned();
+            let answer = match decode(&$request, $format) {
+                Ok(request) => service.$method(&mut call, request, $format).await,
+                Err(error) => Err(service.access.undecodable(&mut call, error)),
+            };
+            answer
+                .map(streamed)
+                .map_err(|error| wire::connect_error(call.sign(error), call.quota.as_ref(), facts.as_ref()))
+        })
+    }};
+}
+
 impl Dispatcher for FleetRpc {
     fn lookup(&self, path: &str) -> Option<MethodDescriptor> {
         DESCRIPTORS.get(path).copied()
@@ -113,9 +132,20 @@ impl Dispatcher for FleetRpc {
         }
     }
 
-    fn call_server_streaming(&self, path: &str, context: RequestContext, _: Bytes, _: CodecFormat) -> StreamingResult {
-        let refusal = self.not_served(path, &context);
-        Box::pin(async move { Err(refusal) })
+    fn call_server_streaming(
+        &self,
+        path: &str,
+        context: RequestContext,
+        request: Bytes,
+        format: CodecFormat,
+    ) -> StreamingResult {
+        match path {
+            event_service::STREAM_EVENTS => streaming!(&self.devices, stream_events, context, request, format),
+            _ => {
+                let refusal = self.not_served(path, &context);
+                Box::pin(async move { Err(refusal) })
+            }
+        }
     }
 
     fn call_client_streaming(

@@ -37,6 +37,8 @@ pub struct Device {
 pub struct LastSeen {
     pub device: DeviceId,
     pub at: UnixMillis,
+    /// Whether it is gone since.
+    pub is_offline: bool,
 }
 
 /// One device while it is read, borrowed from the database's page: what a loader does not keep is never copied.
@@ -56,6 +58,8 @@ pub struct DeviceRow<'a> {
     pub revision: u64,
     pub maintenance: bool,
     pub heartbeat_interval: Option<Duration>,
+    /// Whether it was last known to be gone.
+    pub is_offline: bool,
 }
 
 /// A map of strings as it is stored, decoded when asked for.

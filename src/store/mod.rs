@@ -83,7 +83,7 @@ pub trait DeviceStore: Send + Sync {
     /// [`StoreError::NotFound`] when there is none, also when the id was registered anew since.
     fn remove(&self, id: &DeviceId, key: &KeyHash) -> StoreFuture<()>;
 
-    /// Notes when devices were last seen. Never moves a time back, and leaves the revision alone: it is no change
+    /// Notes when devices were last seen, and whether they are gone since. Never moves a time back, and leaves the revision alone: it is no change
     /// that an operator could conflict with. Devices that are gone are passed over.
     fn touch(&self, seen: Vec<LastSeen>) -> StoreFuture<()>;
 

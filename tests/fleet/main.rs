@@ -6,6 +6,7 @@ mod support;
 mod commands;
 mod edit;
 mod listing;
+mod presence;
 mod stream;
 
 use serde_json::{json, Value};

@@ -8,18 +8,19 @@ mod rows;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::chunk::Moment;
 use super::queries::Run;
 use super::scan::Page;
 use super::FleetIndex;
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
+use crate::presence::Moment;
 use crate::query::{Filter, OrderBy, SortValue};
 use model::Model;
 
 const INTERVAL: Duration = Duration::from_secs(60);
 /// When queries are asked: long after the start, so that devices can have been silent for long.
-const MOMENT: Moment = Moment { monotonic_nanos: 1_000_000_000_000_000, default_interval: INTERVAL };
+const MOMENT: Moment =
+    Moment { monotonic_nanos: 1_000_000_000_000_000, listening_since: 0, default_interval: INTERVAL };
 /// What `-1h` counts from.
 const NOW: UnixMillis = UnixMillis::EPOCH;
 

@@ -94,10 +94,32 @@ fn presence_in_a_list_is_presence_in_a_single_read_at_every_bound() {
     let bounds = [INTERVAL * 3 / 2, INTERVAL * 3];
     for silent in bounds.into_iter().flat_map(|at| [at.saturating_sub(NANO), at, at + NANO]) {
         entry.update_live(|live| Report { silent, ..hot_report("1") }.apply(live));
-        let state = entry.live().presence(super::MOMENT.monotonic_nanos, INTERVAL);
+        let state = crate::presence::presence(&entry.live().facts(), &super::MOMENT);
         let filter = format!("status:{}", state.as_str_name().to_ascii_lowercase());
         assert_eq!(listed(&index, &filter), ["a"], "silent for {silent:?}");
     }
+}
+
+#[test]
+fn a_change_of_presence_is_shown_until_it_is_taken_and_then_no_more() {
+    use fleetd_proto::v1::device_status::State;
+    let index = FleetIndex::new(INTERVAL);
+    let entry = put(&index, &device("a"));
+    entry.update_live(|live| Report { silent: INTERVAL * 2, ..hot_report("1") }.apply(live));
+    let changes = |takes: bool| {
+        let mut seen = Vec::new();
+        index.changes(0, &super::MOMENT, &mut |change| {
+            seen.push((change.entry.id.to_string(), change.from, change.to));
+            takes
+        });
+        seen
+    };
+    let late = vec![("a".to_owned(), State::Unknown, State::Late)];
+    assert_eq!(changes(false), late);
+    assert_eq!(changes(true), late);
+    assert_eq!(changes(true), []);
+    entry.update_live(|live| Report { silent: INTERVAL * 4, ..hot_report("1") }.apply(live));
+    assert_eq!(changes(true), [("a".to_owned(), State::Late, State::Offline)]);
 }
 
 const NANO: std::time::Duration = std::time::Duration::from_nanos(1);

@@ -27,7 +27,7 @@ macro_rules! select_devices {
     ($rest:literal) => {
         concat!(
             "SELECT id, key_hash, revision, maintenance, registered_at, last_seen, name, type, version, metadata, \
-             labels, system_info, heartbeat_interval_ms FROM devices ",
+             labels, system_info, heartbeat_interval_ms, is_offline FROM devices ",
             $rest
         )
     };
@@ -243,10 +243,11 @@ fn insert_all(connection: &Connection, devices: &[NewDevice]) -> Result<Vec<Resu
 }
 
 fn touch_all(connection: &Connection, seen: &[LastSeen]) -> Result<(), JobError> {
-    let mut statement = connection
-        .prepare_cached("UPDATE devices SET last_seen = ?2 WHERE id = ?1 AND (last_seen IS NULL OR last_seen < ?2)")?;
-    for LastSeen { device, at } in seen {
-        statement.execute(params![device.as_str(), at.as_millis()])?;
+    let mut statement = connection.prepare_cached(
+        "UPDATE devices SET last_seen = max(?2, coalesce(last_seen, ?2)), is_offline = ?3 WHERE id = ?1",
+    )?;
+    for LastSeen { device, at, is_offline } in seen {
+        statement.execute(params![device.as_str(), at.as_millis(), is_offline])?;
     }
     Ok(())
 }
@@ -290,6 +291,7 @@ fn read_row<'a>(row: &'a Row<'_>) -> rusqlite::Result<DeviceRow<'a>> {
         labels: MapText(text(10)?),
         system_info: row.get_ref(11)?.as_blob()?,
         heartbeat_interval: row.get::<_, Option<u32>>(12)?.map(|millis| Duration::from_millis(millis.into())),
+        is_offline: row.get(13)?,
     })
 }
 
