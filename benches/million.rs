@@ -17,7 +17,8 @@ use fleetd::auth::{ApiKey, KeyKind};
 use fleetd::ids::DeviceId;
 use fleetd::store::{sqlite, Device, UnixMillis};
 use fleetd_loadtest::{Client, Protocol, Target};
-use fleetd_proto::v1::{DeviceStatus, HeartbeatRequest, SystemStats};
+use fleetd_proto::v1::{DeviceStatus, HeartbeatRequest, ListDevicesRequest, SystemInfo, SystemStats};
+use prost::Message as _;
 
 const ADMIN_KEY: &str = "admin-key-of-the-benchmark";
 /// Connections that send the first heartbeats; enough to keep two cores busy.
@@ -42,6 +43,7 @@ fn main() {
     let took = started.elapsed().as_secs_f64();
     println!("one heartbeat each                 {:8.1} s ({:.0}/s)", took, devices as f64 / took);
     println!("resident, all live                 {:8.0} MiB", server.resident_mib());
+    runtime.block_on(lists(&server.url));
     server.stop();
 }
 
@@ -64,6 +66,15 @@ async fn fill_registry(data_dir: &Path, devices: usize) {
 fn device(number: usize) -> Device {
     let key = ApiKey::generate(KeyKind::Device).expect("random bytes");
     let sites = ["berlin", "osaka", "lagos", "lima"];
+    let system = SystemInfo {
+        os: "Linux".into(),
+        arch: "arm64".into(),
+        cpu_cores: 4,
+        memory_mb: 4_096,
+        disk_gb: 32.0,
+        hardware_model: "Raspberry Pi 4 Model B Rev 1.5".into(),
+        ..SystemInfo::default()
+    };
     Device {
         id: DeviceId::parse(&device_id(number)).expect("a valid id"),
         name: format!("Device {number}"),
@@ -71,7 +82,7 @@ fn device(number: usize) -> Device {
         version: "1.0.0".into(),
         metadata: BTreeMap::from([("location".into(), sites[number % 4].into())]),
         labels: BTreeMap::from([("ring".into(), (number % 10).to_string())]),
-        system_info: vec![0; 64].into(),
+        system_info: system.encode_to_vec().into(),
         registered_at: UnixMillis::now(),
         last_seen: None,
         key_hash: key.hash(),
@@ -101,11 +112,39 @@ fn heartbeat(number: usize) -> HeartbeatRequest {
         status: Some(DeviceStatus { state: 1, uptime_seconds: 3600, ..DeviceStatus::default() }),
         stats: Some(SystemStats {
             cpu_percent: (number % 100) as f64,
-            memory_used_mb: 1024,
+            memory_used_mb: (number % 4_096) as u64,
             disk_used_gb: 10.5,
             ..SystemStats::default()
         }),
         ..HeartbeatRequest::default()
+    }
+}
+
+/// Lists through the front door: filter, order, and what a page of 100 takes.
+async fn lists(url: &str) {
+    const LISTS: usize = 100;
+    let target = Target::parse(url).expect("the server's address");
+    let mut client = Client::new(&target, Protocol::Connect, Some(ADMIN_KEY)).expect("a client");
+    for (filter, order_by) in [
+        ("", ""),
+        ("status:online", ""),
+        ("cpu_usage:>80 AND memory_usage:>90", ""),
+        ("", "last_seen DESC"),
+        ("status:online", "cpu_usage DESC, memory_usage DESC"),
+    ] {
+        let mut page_token = String::new();
+        let mut times = Vec::with_capacity(LISTS);
+        for _ in 0..LISTS {
+            let (filter, order_by) = (filter.to_owned(), order_by.to_owned());
+            let request = ListDevicesRequest { page_size: 100, page_token, filter, order_by };
+            let asked = Instant::now();
+            let page = client.list_devices(&request).await.expect("a page").message;
+            times.push(asked.elapsed());
+            page_token = page.next_page_token;
+        }
+        times.sort_unstable();
+        let millis = |at: usize| times[at].as_secs_f64() * 1e3;
+        println!("list {filter} | {order_by}: p50 {:.1} ms, p99 {:.1} ms", millis(LISTS / 2), millis(LISTS * 99 / 100));
     }
 }
 

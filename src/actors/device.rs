@@ -100,6 +100,8 @@ impl Handler<Heartbeat> for DeviceActor {
             }
             if let Some(stats) = &request.stats {
                 live.stats.clear();
+                // A report is as long as the last one, mostly; growing by doubling would waste half of it.
+                live.stats.reserve_exact(stats.encoded_len());
                 // Writing to a Vec cannot run out of room.
                 let _ = stats.encode(&mut live.stats);
             }

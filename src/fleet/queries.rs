@@ -29,10 +29,10 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 /// of it; a filter of a thousand substrings could take a minute, and is stopped.
 const MAX_WORK: Duration = Duration::from_secs(2);
 
-/// Lower priority of the threads: at 5 a thread gets a third of what a worker gets, when both want the same core
-/// (weights 335 and 1,024 in Linux's scheduler).
+/// Lower priority of the threads: at 8 a thread gets a sixth of what a worker gets, when both want the same core
+/// (weights 172 and 1,024 in Linux's scheduler). So lists that never end cost full workers on two cores a tenth.
 #[cfg(target_os = "linux")]
-const NICENESS: libc::c_int = 5;
+const NICENESS: libc::c_int = 8;
 
 /// When to try again after [`QueryFailure::Busy`].
 const RETRY_AFTER: Duration = Duration::from_secs(1);

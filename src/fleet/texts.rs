@@ -64,6 +64,7 @@ impl Texts {
         }
         // At most 1,024 rows with texts of some KiB: far below 4 GiB.
         let span = Span { at: self.buffer.len() as u32, bytes: text.len() as u32, uses: 1 };
+        reserve(self.buffer.len(), self.buffer.capacity(), text.len(), |room| self.buffer.reserve_exact(room));
         self.buffer.push_str(text);
         let number = match self.free.pop() {
             Some(number) => {
@@ -71,6 +72,7 @@ impl Texts {
                 number
             }
             None => {
+                reserve(self.spans.len(), self.spans.capacity(), 1, |room| self.spans.reserve_exact(room));
                 self.spans.push(span);
                 (self.spans.len() - 1) as u32
             }
@@ -137,6 +139,13 @@ impl Texts {
             span.at = at;
         }
         (self.buffer, self.garbage) = (buffer, 0);
+    }
+}
+
+/// Makes room by an eighth at a time. Doubling would leave a quarter of a million devices' texts unused on average.
+fn reserve(length: usize, capacity: usize, more: usize, reserve_exact: impl FnOnce(usize)) {
+    if capacity - length < more {
+        reserve_exact(more.max(length / 8 + 64));
     }
 }
 

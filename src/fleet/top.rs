@@ -2,6 +2,7 @@
 //!
 //! Rows are offered in any order. Up to twice as many as are wanted are kept; then the better half stays, and its last
 //! one is the bar that a row must pass from then on. So a row costs one comparison, nearly always of its first key.
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use super::described::{id_prefix, Notes, TextColumn};
 use super::evaluate::Rows;
 use super::stats;
 use super::subject::RowSubject;
+use super::texts::Symbol;
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
 use crate::query::{Field, Kind, NumberField, OrderBy, SortValue, Subject as _};
@@ -41,27 +43,58 @@ pub struct Top<'a> {
     after: Option<&'a After>,
     wanted: usize,
     places: Vec<Place>,
-    /// Whether `places[wanted - 1]` is the last of the best so far.
-    has_bar: bool,
+    /// How often `places[wanted - 1]` became the last of the best so far, which is the bar; 0 is not yet.
+    bars: usize,
 }
 
 /// Where a key's values lie in one chunk.
 pub enum KeyColumn {
     Text(TextColumn, Kind),
+    /// Versions: dear to compare and few, so each is compared with the bar once.
+    Versions {
+        column: usize,
+        against_bar: RefCell<AgainstBar>,
+    },
     Other,
+}
+
+/// How the versions of a chunk stand to the bar's.
+#[derive(Default)]
+pub struct AgainstBar {
+    /// Which bar they were compared with.
+    bar: usize,
+    known: Vec<Option<Ordering>>,
+}
+
+impl AgainstBar {
+    fn ordering(&mut self, bar: usize, symbol: Symbol, compare: impl FnOnce() -> Ordering) -> Ordering {
+        if self.bar != bar {
+            self.bar = bar;
+            self.known.clear();
+        }
+        if self.known.len() <= symbol.index() {
+            self.known.resize(symbol.index() + 1, None);
+        }
+        *self.known[symbol.index()].get_or_insert_with(compare)
+    }
 }
 
 impl<'a> Top<'a> {
     /// `wanted` is 1 or more.
     pub fn new(order: &'a OrderBy, after: Option<&'a After>, wanted: usize) -> Self {
-        Self { order, after, wanted, places: Vec::with_capacity(2 * wanted), has_bar: false }
+        Self { order, after, wanted, places: Vec::with_capacity(2 * wanted), bars: 0 }
     }
 
     /// Finds the columns of the keys in a chunk, for the calls of [`Self::offer`] for its rows.
     pub fn columns(&self, rows: Rows<'_>) -> Vec<KeyColumn> {
         let described = rows.described;
         let columns = self.order.keys().iter().map(|key| match &key.field {
-            Field::Text(field) => KeyColumn::Text(described.column_of(*field), key.field.kind()),
+            Field::Text(field) => match (described.column_of(*field), key.field.kind()) {
+                (TextColumn::Symbols(column), Kind::Version) => {
+                    KeyColumn::Versions { column, against_bar: RefCell::default() }
+                }
+                (column, kind) => KeyColumn::Text(column, kind),
+            },
             Field::Label(name) => KeyColumn::Text(described.column_of_note(Notes::Labels, name), Kind::Note),
             Field::Metadata(name) => KeyColumn::Text(described.column_of_note(Notes::Metadata, name), Kind::Note),
             _ => KeyColumn::Other,
@@ -70,16 +103,11 @@ impl<'a> Top<'a> {
     }
 
     pub fn offer(&mut self, rows: Rows<'_>, columns: &[KeyColumn], row: usize) {
-        if self.has_bar {
-            let bar = &self.places[self.wanted - 1];
-            let id = || bar.entry.id.as_str();
-            if self.compare(rows, columns, row, &bar.values, bar.id_prefix, id).is_ge() {
-                return;
-            }
+        if self.bars > 0 && self.compare_with_bar(rows, columns, row).is_ge() {
+            return;
         }
         if let Some(after) = self.after {
-            let id = || after.id.as_str();
-            if self.compare(rows, columns, row, &after.values, after.id_prefix, id).is_le() {
+            if self.compare_with_after(rows, columns, row, after).is_le() {
                 return;
             }
         }
@@ -113,32 +141,45 @@ impl<'a> Top<'a> {
         let order = self.order;
         self.places.select_nth_unstable_by(self.wanted - 1, |a, b| compare_places(order, a, b));
         self.places.truncate(self.wanted);
-        self.has_bar = true;
+        self.bars += 1;
     }
 
-    /// Orders a row against a place, without copying its texts.
-    fn compare<'i>(
-        &self,
-        rows: Rows<'_>,
-        columns: &[KeyColumn],
-        row: usize,
-        values: &[SortValue],
-        prefix: u128,
-        id: impl FnOnce() -> &'i str,
-    ) -> Ordering {
-        for ((key, column), other) in self.order.keys().iter().zip(columns).zip(values) {
+    fn compare_with_bar(&self, rows: Rows<'_>, columns: &[KeyColumn], row: usize) -> Ordering {
+        let bar = &self.places[self.wanted - 1];
+        for ((key, column), other) in self.order.keys().iter().zip(columns).zip(&bar.values) {
+            let compare = || key.compare(&value(rows, column, &key.field, row), other);
+            let ordering = match column {
+                KeyColumn::Versions { column, against_bar } => match rows.described.symbol(row, *column) {
+                    Symbol::NONE => compare(),
+                    symbol => against_bar.borrow_mut().ordering(self.bars, symbol, compare),
+                },
+                _ => compare(),
+            };
+            if ordering.is_ne() {
+                return ordering;
+            }
+        }
+        compare_ids(rows, row, bar.id_prefix, || bar.entry.id.as_str())
+    }
+
+    fn compare_with_after(&self, rows: Rows<'_>, columns: &[KeyColumn], row: usize, after: &After) -> Ordering {
+        for ((key, column), other) in self.order.keys().iter().zip(columns).zip(&after.values) {
             match key.compare(&value(rows, column, &key.field, row), other) {
                 Ordering::Equal => {}
                 unequal => return unequal,
             }
         }
-        rows.described.id_prefix(row).cmp(&prefix).then_with(|| rows.described.id(row).cmp(id()))
+        compare_ids(rows, row, after.id_prefix, || after.id.as_str())
     }
 
     fn compare_values(&self, a: &[SortValue], b: &[SortValue]) -> Ordering {
         let by_key = self.order.keys().iter().zip(a.iter().zip(b)).map(|(key, (a, b))| key.compare(a, b));
         by_key.into_iter().find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
     }
+}
+
+fn compare_ids<'i>(rows: Rows<'_>, row: usize, prefix: u128, id: impl FnOnce() -> &'i str) -> Ordering {
+    rows.described.id_prefix(row).cmp(&prefix).then_with(|| rows.described.id(row).cmp(id()))
 }
 
 fn compare_places(order: &OrderBy, a: &Place, b: &Place) -> Ordering {
@@ -158,6 +199,9 @@ fn value<'a>(rows: Rows<'a>, column: &KeyColumn, field: &Field, row: usize) -> S
             (Some(text), Kind::Version) => SortValue::Version(text),
             (Some(text), _) => SortValue::Text(text),
         },
+        (_, KeyColumn::Versions { column, .. }) => {
+            described.texts().get(described.symbol(row, *column)).map_or(SortValue::Missing, SortValue::Version)
+        }
         (Field::Status, _) => SortValue::State(hot.state(row, moment)),
         (Field::LastSeen, _) => hot.last_seen(row).map_or(SortValue::Missing, SortValue::Time),
         (Field::RegisteredAt, _) => SortValue::Time(UnixMillis::from_millis_clamped(described.registered_at(row))),
@@ -167,7 +211,7 @@ fn value<'a>(rows: Rows<'a>, column: &KeyColumn, field: &Field, row: usize) -> S
         (Field::Number(NumberField::CpuCores), _) => number(none_if_zero(described.cpu_cores(row))),
         (Field::Number(field), _) => subject().number(*field).map_or(SortValue::Missing, SortValue::Number),
         (Field::Metric(name), _) => subject().metric(name).map_or(SortValue::Missing, SortValue::Number),
-        // Their columns are `KeyColumn::Text`.
+        // Their columns are the two kinds above.
         (Field::Text(_) | Field::Metadata(_) | Field::Label(_), KeyColumn::Other) => SortValue::Missing,
     }
 }
