@@ -18,6 +18,7 @@ use fleetd::actors::directory::DeviceDirectory;
 use fleetd::actors::entry::DeviceEntry;
 use fleetd::auth::KeyHash;
 use fleetd::clock::UnixMillis;
+use fleetd::events::Events;
 use fleetd::fleet::FleetQueries;
 use fleetd::ids::DeviceId;
 use fleetd::query::{Filter, OrderBy};
@@ -75,7 +76,7 @@ fn main() {
             ..JournalOptions::new(folder.path())
         };
         let (journal, _) = Journal::open(options).expect("a new journal");
-        let directory = DeviceDirectory::new(journal, INTERVAL);
+        let directory = DeviceDirectory::new(journal.clone(), Events::new(journal), INTERVAL);
         let bench = Bench::fill(directory, devices);
         bench.first_heartbeats().await;
         bench.lists().await;

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod events;
 pub mod fleet;
+pub mod health;
 pub mod http;
 pub mod ids;
 pub mod metrics;

@@ -93,6 +93,7 @@ impl Handler<Heartbeat> for DeviceActor {
                     live.boots += 1;
                 }
                 live.uptime_seconds = status.uptime_seconds;
+                live.restarts = status.restart_count;
                 live.reported = State::try_from(status.state).unwrap_or_default();
             }
             if !request.version.is_empty() && live.version.as_deref() != Some(&request.version) {

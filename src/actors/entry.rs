@@ -76,6 +76,8 @@ pub struct Live {
     pub uptime_seconds: u64,
     /// Boots since the actor was made, told from an uptime that fell.
     pub boots: u32,
+    /// Restarts of its workload since it booted, as it last said.
+    pub restarts: u32,
     /// Version that the device reported, where it differs from the registered one.
     pub version: Option<Arc<str>>,
     /// The last `SystemStats`, encoded: a fifth of the decoded struct's size, and most are never read.

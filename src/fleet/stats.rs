@@ -96,7 +96,7 @@ pub fn finite(number: f64) -> Option<f64> {
     number.is_finite().then_some(number)
 }
 
-/// Both percentages of a report, as [`Gauges::memory_percent`] and [`Gauges::disk_percent`].
+/// Both percentages of a report: memory in use, then disk in use.
 pub fn percentages(stats: &SystemStats, total_mb: f64, total_gb: f64) -> (Option<f64>, Option<f64>) {
     let memory = percent(stats.memory_used_mb as f64, stats.memory_total_mb as f64, total_mb);
     (memory, percent(stats.disk_used_gb, stats.disk_total_gb, total_gb))

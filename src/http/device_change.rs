@@ -179,7 +179,7 @@ mod tests {
         assert_eq!((changed.name.as_str(), changed.version.as_str()), ("rpi-001", ""));
         assert_eq!((changed.metadata, changed.labels), (map(&[("location", "lab")]), map(&[])));
         assert_eq!(changed.heartbeat_interval, None);
-        assert_eq!((info(&device()).os.as_str(), changed.system_info.len() > 0), ("Linux", true));
+        assert_eq!((info(&device()).os.as_str(), !changed.system_info.is_empty()), ("Linux", true));
         let emptied = apply(&device(), &mask(&["system_info.os"]), &Given::default()).expect("valid");
         assert_eq!((info(&emptied).os.as_str(), info(&emptied).cpu_cores), ("", 4));
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use fleetd_proto::v1::{
-    BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Device, DeviceMetrics, DeviceStatus, GetDeviceRequest,
-    GetDeviceResponse, RegisterDeviceRequest, RegisterDeviceResponse, SystemInfo, SystemStats,
+    BatchRegisterDevicesRequest, BatchRegisterDevicesResponse, Device, DeviceHealth, DeviceMetrics, DeviceStatus,
+    GetDeviceRequest, GetDeviceResponse, RegisterDeviceRequest, RegisterDeviceResponse, SystemInfo, SystemStats,
 };
 use fleetd_proto::Timestamp;
 use prost::Message as _;
@@ -18,9 +18,10 @@ use super::registration;
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::UnixMillis;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::ApiError;
 use crate::events::{Event, Events, What};
 use crate::fleet::{self, FleetQueries};
+use crate::health::{self, Thresholds, Vitals};
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
 
@@ -83,17 +84,29 @@ impl DeviceService {
     pub async fn get(&self, call: &mut Call, request: GetDeviceRequest) -> Result<GetDeviceResponse, ApiError> {
         let entry = self.access.authorize_for_device(call, GET_DEVICE, &request.device_id).await?;
         let stored = self.store.device(&entry.id).await?.ok_or_else(|| no_device(entry.id.as_str()))?;
-        if request.include_health {
-            let message = "include_health is in the contract, but this version of fleetd does not score health yet";
-            return Err(ApiError::new(ErrorCode::Unimplemented, message));
-        }
         let live = entry.live();
-        let metrics = request.include_metrics.then(|| {
-            let system = SystemInfo::decode(stored.system_info.clone()).unwrap_or_default();
-            metrics_of(&system, &live)
-        });
-        let metrics = metrics.flatten();
-        Ok(GetDeviceResponse { device: Some(self.shown(stored, &live)), metrics, health: None })
+        let system = SystemInfo::decode(stored.system_info.clone()).unwrap_or_default();
+        let metrics = metrics_of(&system, &live);
+        let health = request.include_health.then(|| self.health_of(entry.id.as_str(), &live, metrics.as_ref()));
+        let metrics = metrics.filter(|_| request.include_metrics);
+        Ok(GetDeviceResponse { device: Some(self.shown(stored, &live)), metrics, health })
+    }
+
+    fn health_of(&self, id: &str, live: &Live, metrics: Option<&DeviceMetrics>) -> DeviceHealth {
+        let stats = metrics.and_then(|metrics| metrics.stats.as_ref());
+        let vitals = Vitals {
+            presence: self.directory.presence(live),
+            cpu_percent: stats.map(|stats| stats.cpu_percent),
+            memory_percent: metrics.and_then(|metrics| metrics.memory_percent),
+            disk_percent: metrics.and_then(|metrics| metrics.disk_percent),
+            temperature_celsius: stats.and_then(|stats| stats.temperature_celsius),
+            battery_percent: stats.and_then(|stats| stats.battery_percent),
+            restarts: live.restarts,
+            boots: live.boots,
+        };
+        let health::Health { status, score, reasons } = health::judge(&vitals, &Thresholds::default());
+        let checked_at = Some(timestamp(UnixMillis::now()));
+        DeviceHealth { device_id: id.to_owned(), status: status.into(), score, reasons, checked_at }
     }
 
     /// A device as callers see it: the record, with what its heartbeats said since.
@@ -134,7 +147,7 @@ pub(super) fn metrics_of(system: &SystemInfo, live: &Live) -> Option<DeviceMetri
         status: Some(DeviceStatus {
             state: live.reported.into(),
             uptime_seconds: live.uptime_seconds,
-            restart_count: live.boots,
+            restart_count: live.restarts,
             ..DeviceStatus::default()
         }),
         processes: Vec::new(),
