@@ -18,11 +18,14 @@ const HEADER_BYTES: usize = 64;
 /// A record's header: length, number, two checksums.
 const FRAME_HEADER_BYTES: usize = 20;
 
-/// A journal that holds acknowledged heartbeats of which none is in ClickHouse, as a killed server leaves it.
+/// A journal that holds acknowledged heartbeats, and events of their devices, of which none is in ClickHouse, as a killed
+/// server leaves it.
 struct Backlog {
     /// The data directory; every test works on a copy.
     data: tempfile::TempDir,
     records: u64,
+    /// In milliseconds since 1970: what a later server adds of its own (devices that went silent) is newer.
+    killed_at: u128,
 }
 
 /// What there is of it in ClickHouse in the end.
@@ -42,10 +45,17 @@ impl Backlog {
         rig.begin(&load(RATE));
         rig.await_acknowledged(8_000, PATIENCE);
         let acknowledged = rig.end().acked;
+        // Events may go on until the kill, which is what ends the backlog.
+        let is_counted = wait_until(PATIENCE, || {
+            let metrics = rig.server.metrics();
+            let events = metrics.get("fleetd_events_told_total");
+            metrics.get("fleetd_journal_records_total") == acknowledged as f64 + events
+        });
+        assert!(is_counted, "no heartbeat was refused, so each is a record, as is each event\n{}", rig.server.log());
         let records = rig.server.metrics().get("fleetd_journal_records_total") as u64;
-        assert_eq!(records, acknowledged, "no heartbeat was refused, so each is a record");
         rig.server.sigkill();
-        Self { data, records }
+        let killed_at = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
+        Self { data, records, killed_at }
     }
 
     fn segments(of: &Path) -> Vec<PathBuf> {
@@ -69,8 +79,18 @@ impl Backlog {
         let is_through = wait_until(PATIENCE, || server.metrics().get("fleetd_journal_segments") == 0.0);
         assert!(is_through, "{name}: the journal is not drained\n{}", server.log());
         let number = |sql: &str| clickhouse::number(engine.address(), &database, sql);
-        let records = number("SELECT count() FROM heartbeats");
-        assert_eq!(number("SELECT uniqExact(journal_id, seq) FROM heartbeats"), records, "{name}\n{}", server.log());
+        let rows = format!(
+            "(SELECT journal_id, seq FROM heartbeats UNION ALL SELECT journal_id, seq FROM device_events \
+             WHERE received_at <= fromUnixTimestamp64Milli({}))",
+            self.killed_at
+        );
+        let records = number(&format!("SELECT count() FROM {rows}"));
+        assert_eq!(
+            number(&format!("SELECT uniqExact(journal_id, seq) FROM {rows}")),
+            records,
+            "{name}\n{}",
+            server.log()
+        );
         let delivered = Delivered { records, metrics: server.metrics(), log: server.log() };
         assert_eq!(server.sigterm(), Some(0), "{name}\n{}", server.log());
         delivered
