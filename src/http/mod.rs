@@ -5,6 +5,7 @@
 //! services ([`device_service`], …); [`wire`] writes errors as each kind of client expects them.
 pub mod access;
 pub mod command_service;
+pub mod density;
 pub mod device_change;
 pub mod device_edit;
 pub mod device_fields;
