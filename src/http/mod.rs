@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod heartbeats;
 pub mod http1;
 pub mod http2;
+pub mod intake;
 pub mod listing;
 pub mod operations;
 pub mod pages;
