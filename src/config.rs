@@ -93,6 +93,10 @@ pub struct RateLimitSettings {
     pub device: Option<u32>,
 }
 
+/// The longest retention. ClickHouse counts a TTL in seconds since 1970 in 32 bits, which end in 2106 and then begin
+/// anew: rows that are to stay for a hundred years would be dropped at once.
+const MAX_RETENTION_DAYS: u64 = 10_000;
+
 /// Where ClickHouse is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClickHouseTarget {
@@ -136,6 +140,9 @@ pub enum ConfigError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("the configuration file {} is not valid: {message}", path.display())]
     Parse { path: PathBuf, message: String },
+    /// The value is left out: it may hold a password.
+    #[error("clickhouse_url {0}")]
+    ClickHouseUrl(&'static str),
     #[error("{name} = {value} is out of range: {expected}")]
     Range { name: &'static str, value: String, expected: &'static str },
 }
@@ -178,7 +185,10 @@ impl Settings {
     pub fn resolve(self, admin_key: Option<String>) -> Result<Config, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let clickhouse = match self.clickhouse_url {
-            Some(url) => ClickHouseTarget::Server { url },
+            Some(url) => {
+                check_clickhouse_url(&url).map_err(ConfigError::ClickHouseUrl)?;
+                ClickHouseTarget::Server { url }
+            }
             None => ClickHouseTarget::Embedded {
                 listen: self.engine_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8123))),
                 library: self.engine_library,
@@ -188,9 +198,11 @@ impl Settings {
         let segment_mb = self.journal_segment_mb.unwrap_or(64);
         let capacity_mb = self.journal_capacity_mb.unwrap_or(8192);
         let interval = self.heartbeat_interval_seconds.unwrap_or(30);
+        let retention_days = self.retention_days.unwrap_or(30);
         in_range("workers", workers as u64, 1..=1024, "1 to 1024 threads")?;
         in_range("journal_segment_mb", segment_mb, 1..=1024, "1 to 1024 megabytes")?;
         in_range("journal_capacity_mb", capacity_mb, 2 * segment_mb..=1 << 20, "two segments to 1048576 megabytes")?;
+        in_range("retention_days", retention_days.into(), 0..=MAX_RETENTION_DAYS, "up to 10000 days, or 0 for ever")?;
         in_range("heartbeat_interval_seconds", interval.into(), 1..=86_400, "1 second to a day")?;
         Ok(Config {
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
@@ -200,7 +212,7 @@ impl Settings {
             clickhouse_database: self.clickhouse_database.unwrap_or_else(|| "fleetd".into()),
             clickhouse_user: self.clickhouse_user,
             clickhouse_password: self.clickhouse_password,
-            retention_days: self.retention_days.unwrap_or(30),
+            retention_days,
             sync: self.sync.unwrap_or(SyncMode::Interval(Duration::from_millis(50))),
             journal_capacity_bytes: capacity_mb << 20,
             journal_segment_bytes: segment_mb << 20,
@@ -212,6 +224,21 @@ impl Settings {
             },
             admin_key,
         })
+    }
+}
+
+/// The ready line and logs show the URL, so it must hold no secret; and what the client cannot speak is said at the
+/// start, rather than taken for a ClickHouse that is away.
+fn check_clickhouse_url(url: &str) -> Result<(), &'static str> {
+    let url: http::Uri = url.parse().map_err(|_| "is no URL; give http://HOST:PORT")?;
+    match (url.scheme_str(), url.authority()) {
+        (Some("http"), Some(authority)) if authority.as_str().contains('@') => {
+            Err("holds a user; give clickhouse_user and clickhouse_password instead")
+        }
+        (Some("http"), Some(_)) if url.query().is_some() => Err("has a query; give http://HOST:PORT alone"),
+        (Some("http"), Some(_)) => Ok(()),
+        (Some("https"), _) => Err("begins with https, which is not spoken yet; give http://HOST:PORT"),
+        _ => Err("must be http://HOST:PORT"),
     }
 }
 
@@ -254,6 +281,34 @@ mod tests {
         assert_eq!((config.workers, config.sync), (5, SyncMode::Always));
         assert_eq!(config.rate_limits.device_per_minute, 0);
         assert_eq!(config.rate_limits.authenticated_per_second, 100);
+    }
+
+    #[test]
+    fn a_clickhouse_url_that_cannot_work_or_holds_a_secret_is_refused_without_showing_it() {
+        let resolve = |url: &str| Settings { clickhouse_url: Some(url.into()), ..Settings::default() }.resolve(None);
+        for url in ["http://127.0.0.1:8123", "http://clickhouse:8123/", "http://[::1]:8123/behind/a/proxy"] {
+            resolve(url).expect(url);
+        }
+        for (url, told) in [
+            ("http://fleet:hunter2@db:8123", "clickhouse_password"),
+            ("http://db:8123/?user=fleet&password=hunter2", "query"),
+            ("https://db:8443", "https"),
+            ("db:8123", "http://HOST:PORT"),
+            ("tcp://db:9000", "http://HOST:PORT"),
+            ("", "http://HOST:PORT"),
+        ] {
+            let message = resolve(url).expect_err(url).to_string();
+            assert!(message.contains(told) && !message.contains("hunter2"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_retention_beyond_what_clickhouse_can_count_is_refused() {
+        let kept = |days| Settings { retention_days: Some(days), ..Settings::default() }.resolve(None);
+        for days in [0, 1, 10_000] {
+            kept(days).expect("counted");
+        }
+        assert!(kept(36_500).expect_err("a hundred years").to_string().contains("retention_days = 36500"));
     }
 
     #[test]

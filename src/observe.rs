@@ -66,6 +66,9 @@ pub fn readiness(
         if !writer.status().is_running {
             reasons.push("the clickhouse writer has stopped; restart the server and report its log".to_owned());
         }
+        if journal.is_read_only() {
+            reasons.push("the journal is read-only since an fsync failed; check the disk, then restart".to_owned());
+        }
         let stats = journal.metrics();
         if stats.bytes as f64 > stats.capacity_bytes as f64 * JOURNAL_NEARLY_FULL {
             let (bytes, capacity) = (stats.bytes, stats.capacity_bytes);

@@ -2,19 +2,21 @@
 //! go to `connectrpc`, and plain HTTP clients get their errors in the reference's envelope.
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use connectrpc::dispatcher::Chain;
-use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, Router};
-use http::header::{ALLOW, CONTENT_TYPE};
+use connectrpc::dispatcher::{Chain, Dispatcher as _};
+use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, MethodKind, Router};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
 use serde::Deserialize;
 
+use super::intake::{self, Counted, Intake};
 use super::operations::Operations;
 use super::rpc::FleetRpc;
 use super::wire::{self, ErrorFacts, FactsSlot};
@@ -34,6 +36,7 @@ type RpcService = ConnectRpcService<Chain<FleetRpc, Router>>;
 pub struct Gateway {
     rpc: RpcService,
     operations: Arc<Operations>,
+    intake: Intake,
 }
 
 /// Where the request came from; a request extension.
@@ -46,16 +49,21 @@ impl Gateway {
         let limits = Limits::default().with_max_request_body_size(MAX_BODY_BYTES).with_max_message_size(MAX_BODY_BYTES);
         let deadlines = DeadlinePolicy::new().with_default_timeout(DEFAULT_DEADLINE).with_max(MAX_DEADLINE);
         let rpc = ConnectRpcService::new(Chain(fleet, companions)).with_limits(limits).with_deadline_policy(deadlines);
-        Self { rpc, operations }
+        Self { rpc, operations, intake: Intake::default() }
     }
 
     pub(super) fn fleet(&self) -> &FleetRpc {
         &self.rpc.dispatcher().0
     }
 
+    /// What the bodies of all requests hold.
+    pub(super) fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
     pub async fn handle<B>(&self, mut request: Request<B>, peer: SocketAddr) -> Response<GatewayBody>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync + 'static,
     {
         let id = wire::request_id(request.headers().get(wire::REQUEST_ID).map(HeaderValue::as_bytes));
@@ -72,7 +80,7 @@ impl Gateway {
 
     async fn call<B>(&self, mut request: Request<B>, id: &HeaderValue) -> Response<GatewayBody>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: std::error::Error + Send + Sync + 'static,
     {
         use tower_service::Service as _;
@@ -82,20 +90,59 @@ impl Gateway {
             return plain_error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorCode::InvalidArgument, message, id);
         }
         let mut rpc = self.rpc.clone();
+        let was_refused = Arc::new(AtomicBool::new(false));
+        // The messages of a stream are taken in one by one, and their sum says nothing.
+        let share = (!self.takes_stream(request.uri().path())).then(|| self.intake.share());
+        let counted = |request: Request<B>| request.map(|body| Counted::new(body, share, Arc::clone(&was_refused)));
         if !is_plain(&request) {
-            return rpc.call(request).await.unwrap_or_else(|never| match never {}).map(GatewayBody::Rpc);
+            let framed = is_framed(&request).then(|| request.headers()[CONTENT_TYPE].clone());
+            let answer = rpc.call(counted(request)).await.unwrap_or_else(|never| match never {});
+            if was_refused.load(Ordering::Acquire) {
+                return framed.map_or_else(|| busy(id, true), busy_in_grpc);
+            }
+            return answer.map(GatewayBody::Rpc);
         }
         ask_as_connect_get(&mut request);
         let facts = FactsSlot::default();
         request.extensions_mut().insert(facts.clone());
         let asked = Asked::of(&request);
-        let response = rpc.call(request).await.unwrap_or_else(|never| match never {});
+        let response = rpc.call(counted(request)).await.unwrap_or_else(|never| match never {});
+        if was_refused.load(Ordering::Acquire) {
+            return busy(id, false);
+        }
         if response.status().is_success() {
             return response.map(GatewayBody::Rpc);
         }
         let facts = std::mem::take(&mut *facts.0.lock());
         in_envelope(response, &asked, id, &facts).await
     }
+}
+
+impl Gateway {
+    fn takes_stream(&self, path: &str) -> bool {
+        let method = path.strip_prefix('/').and_then(|path| self.fleet().lookup(path));
+        method.is_some_and(|method| matches!(method.kind, MethodKind::ClientStreaming | MethodKind::BidiStreaming))
+    }
+}
+
+/// The answer to a request whose body is one too many.
+fn busy(id: &HeaderValue, is_connect: bool) -> Response<GatewayBody> {
+    let code = ErrorCode::Unavailable;
+    let mut response = Response::new(GatewayBody::full(error_body(code, intake::MESSAGE, id, is_connect)));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wire::retry_seconds(intake::RETRY_AFTER)));
+    response
+}
+
+/// As [`busy`], for gRPC and gRPC-Web: an error without messages is in the headers alone.
+fn busy_in_grpc(content_type: HeaderValue) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::full(Bytes::new()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, content_type);
+    headers.insert("grpc-status", HeaderValue::from(ErrorCode::Unavailable.grpc()));
+    headers.insert("grpc-message", HeaderValue::from_static(intake::MESSAGE));
+    response
 }
 
 /// Media types are case-insensitive (RFC 9110, section 8.3.1); connectrpc compares them as they come.
@@ -115,6 +162,11 @@ fn content_type<B>(request: &Request<B>) -> &[u8] {
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = content_type(request);
     kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web")
+}
+
+/// gRPC and gRPC-Web.
+fn is_framed<B>(request: &Request<B>) -> bool {
+    content_type(request).starts_with(b"application/grpc")
 }
 
 /// A client that speaks none of the three protocols by name gets the reference's envelope.

@@ -38,6 +38,10 @@ const MAX_BATCH: usize = 10_000;
 /// Exchanges of commands that one batch has under way: as many as the registry groups well.
 const EXCHANGES_AT_ONCE: usize = 256;
 
+/// Who has opened a stream and not said who it is by then is let go: a message that never ends holds its bytes. Twice
+/// the usual time between heartbeats, for a device that opens its stream before it has anything to tell.
+const FIRST_MESSAGE_WITHIN: Duration = Duration::from_secs(60);
+
 /// When to open a stream anew that the server ended because it stops.
 pub(super) const RETRY_STREAM: Duration = Duration::from_secs(1);
 
@@ -225,6 +229,11 @@ where
             message = self.messages.next() => message?,
             _ = stopping.wait_for(|is_stopping| *is_stopping) => {
                 let error = ApiError::unavailable("the server is stopping; open the stream anew", RETRY_STREAM);
+                return Some(Err(wire::connect_error(error, None, None)));
+            }
+            () = tokio::time::sleep(FIRST_MESSAGE_WITHIN), if self.speaker.is_none() => {
+                let message = format!("no first message came within {} s", FIRST_MESSAGE_WITHIN.as_secs());
+                let error = ApiError::new(ErrorCode::DeadlineExceeded, message);
                 return Some(Err(wire::connect_error(error, None, None)));
             }
         };

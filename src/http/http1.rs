@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
 
 use super::gateway::{self, Gateway, GatewayBody};
+use super::intake::{self, Share};
 use super::{direct, wire};
 use crate::error::ErrorCode;
 
@@ -27,7 +28,7 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, gateway: web::D
         return HttpResponse::InternalServerError().finish();
     };
     if let Some(format) = direct::format_of(&request) {
-        return match read_body(payload).await {
+        return match read_body(payload, gateway.intake().share()).await {
             Ok(body) => direct::heartbeat(&request, body, format, peer, &gateway).await,
             Err(refusal) => refuse(&request, refusal),
         };
@@ -39,7 +40,7 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, gateway: web::D
     let body = if is_streaming(&request) {
         RequestBody::streamed_from(payload)
     } else {
-        match read_body(payload).await {
+        match read_body(payload, gateway.intake().share()).await {
             Ok(bytes) => RequestBody::Whole(Some(bytes)),
             Err(refusal) => return refuse(&request, refusal),
         }
@@ -60,18 +61,22 @@ fn is_streaming(request: &HttpRequest) -> bool {
 
 enum BodyRefusal {
     TooLarge,
+    TooMany,
     TooSlow,
     Broken,
     Malformed,
 }
 
-async fn read_body(mut payload: web::Payload) -> Result<Bytes, BodyRefusal> {
+async fn read_body(mut payload: web::Payload, mut share: Share) -> Result<Bytes, BodyRefusal> {
     let read = async {
         let mut whole = BytesMut::new();
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.map_err(|_| BodyRefusal::Broken)?;
             if whole.len() + chunk.len() > gateway::MAX_BODY_BYTES {
                 return Err(BodyRefusal::TooLarge);
+            }
+            if !share.grow(chunk.len()) {
+                return Err(BodyRefusal::TooMany);
             }
             // Most bodies come in one chunk; that one is not copied.
             if whole.is_empty() {
@@ -93,6 +98,7 @@ fn refuse(request: &HttpRequest, refusal: BodyRefusal) -> HttpResponse {
             413,
             format!("the request body is larger than {} bytes, the limit", gateway::MAX_BODY_BYTES),
         ),
+        BodyRefusal::TooMany => (ErrorCode::Unavailable, 503, intake::MESSAGE.to_owned()),
         BodyRefusal::TooSlow => (
             ErrorCode::DeadlineExceeded,
             408,
@@ -107,11 +113,11 @@ fn refuse(request: &HttpRequest, refusal: BodyRefusal) -> HttpResponse {
     let id = wire::request_id(headers.get("x-request-id").map(|value| value.as_bytes()));
     let is_connect = headers.contains_key("connect-protocol-version");
     let body = gateway::error_body(code, &message, &id, is_connect);
-    HttpResponse::build(status_of(status))
-        .content_type("application/json")
-        .insert_header(("x-request-id", id.as_bytes()))
-        .force_close()
-        .body(body)
+    let mut response = HttpResponse::build(status_of(status));
+    if code == ErrorCode::Unavailable {
+        response.insert_header(("retry-after", wire::retry_seconds(intake::RETRY_AFTER)));
+    }
+    response.content_type("application/json").insert_header(("x-request-id", id.as_bytes())).force_close().body(body)
 }
 
 pub(super) fn status_of(code: u16) -> actix_web::http::StatusCode {

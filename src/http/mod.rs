@@ -5,6 +5,7 @@
 //! services ([`device_service`], …); [`wire`] writes errors as each kind of client expects them.
 pub mod access;
 pub mod command_service;
+pub mod density;
 pub mod device_change;
 pub mod device_edit;
 pub mod device_fields;
@@ -16,6 +17,7 @@ pub mod gateway;
 pub mod heartbeats;
 pub mod http1;
 pub mod http2;
+pub mod intake;
 pub mod listing;
 pub mod operations;
 pub mod pages;

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::access::Call;
 use super::command_service;
+use super::density;
 use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
 use super::event_service;
@@ -190,6 +191,7 @@ pub(super) fn decode<M>(bytes: &[u8], format: CodecFormat) -> Result<M, ApiError
 where
     M: prost::Message + Default + DeserializeOwned,
 {
+    density::check(bytes, format)?;
     match format {
         // Connect counts an empty body as an empty message in either format.
         CodecFormat::Json => json::from_slice(if bytes.is_empty() { b"{}" } else { bytes }).map_err(|error| {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::support::client::Client;
 use crate::support::wire::{Http1, Http2};
-use crate::support::Server;
+use crate::support::{wait_until, Server};
 use crate::Door;
 
 /// The server's limits for a head (10 s) and a body (20 s), with room for a busy machine.
@@ -214,6 +214,35 @@ fn a_thousand_idle_connections_do_not_slow_a_client_down() {
     let grown = door.server.resident_bytes().saturating_sub(before);
     assert!(grown < 128 << 20, "1,000 idle connections cost {} MiB", grown >> 20);
     drop(idle);
+}
+
+/// Each within its limits of size and time, and none of them whole: together they are bounded as well.
+#[test]
+fn large_bodies_that_do_not_end_fill_the_memory_only_so_far() {
+    let server = Server::start();
+    let key = server.register("small");
+    let before = server.resident_bytes();
+    let large = Client::Json1.call("DeviceService/BatchHeartbeat", None, &vec![b' '; 2_000_000]);
+    let unfinished = large.on_http1();
+    let held: Vec<Http1> = (0..300)
+        .map(|_| {
+            let mut connection = Http1::open(server.http());
+            // The server may have refused it, and closed, before all is sent.
+            let _ = connection.stream.write_all(&unfinished[..unfinished.len() - 1]);
+            connection
+        })
+        .collect();
+    let grpc = Client::Grpc2.call("DeviceService/BatchHeartbeat", None, &vec![0; 2_000_000]);
+    for (client, ask) in [(Client::Json1, &large), (Client::Grpc2, &grpc)] {
+        // The others may be on their way through the kernel still.
+        let is_refused = || client.outcome(&client.send(server.http(), ask)).code == "UNAVAILABLE";
+        assert!(wait_until(Duration::from_secs(10), is_refused), "{client:?}");
+    }
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 420 << 20, "300 unfinished bodies cost {} MiB", grown >> 20);
+    let heartbeat = Client::Json1.call("DeviceService/Heartbeat", Some(&key), br#"{"device_id":"small"}"#);
+    assert_eq!(Client::Json1.outcome(&Client::Json1.send(server.http(), &heartbeat)).code, "OK");
+    drop(held);
 }
 
 /// Whoever waits for a slow peer must sleep, not look again and again.

@@ -109,6 +109,20 @@ impl Fixture {
         self.journal = open_journal_after(std::mem::replace(&mut self.journal, scratch_journal()), self.dir.path());
     }
 
+    /// As after a crash: from the files as they are, without what a clean stop writes.
+    pub fn reopen_journal_after_crash(&mut self) {
+        let (journal, crashed) = (self.dir.path().join("journal"), self.dir.path().join("crashed"));
+        std::fs::create_dir(&crashed).expect("a new folder");
+        for entry in std::fs::read_dir(&journal).expect("the journal") {
+            let entry = entry.expect("an entry");
+            std::fs::copy(entry.path(), crashed.join(entry.file_name())).expect("copied");
+        }
+        drop(std::mem::replace(&mut self.journal, scratch_journal()));
+        std::fs::remove_dir_all(&journal).expect("closed");
+        std::fs::rename(&crashed, &journal).expect("in its place");
+        self.journal = open_journal(self.dir.path());
+    }
+
     /// Appends heartbeats, some with processes, and waits until they are written.
     pub async fn append(&mut self, heartbeats: u64) {
         let mut ticket = None;

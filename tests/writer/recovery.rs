@@ -98,6 +98,33 @@ async fn a_damaged_or_lost_checkpoint_loses_and_doubles_nothing() {
     fixture.assert_exactly_once().await;
 }
 
+/// The checkpoint is fsynced and the journal need not be, so a power loss leaves batches on their way whose records are
+/// gone: all of the last, the end of the first.
+#[tokio::test]
+async fn batches_whose_records_a_power_loss_took_stop_no_writer() {
+    let mut fixture = Fixture::new().await;
+    fixture.append(100).await;
+    let mut slot = b"FLTDCKP1".to_vec();
+    slot.extend(1_u64.to_le_bytes());
+    slot.extend(fixture.journal.id().0.as_bytes());
+    slot.extend(0_u64.to_le_bytes());
+    slot.extend(2_u32.to_le_bytes());
+    for seq in [1_u64, 150, 151, 300] {
+        slot.extend(seq.to_le_bytes());
+    }
+    slot.extend(crc32c::crc32c(&slot).to_le_bytes());
+    slot.resize(8192, 0);
+    std::fs::write(fixture.dir.path().join("writer.checkpoint"), slot).expect("written");
+    // A start after a crash goes on behind the block of numbers that was reserved.
+    fixture.reopen_journal_after_crash();
+    let writer = fixture.start_writer();
+    writer.flush(fixture.last_seq, SOON).await.expect("flushed");
+    fixture.append(100).await;
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    fixture.assert_exactly_once().await;
+    writer.shutdown(SOON).await.expect("stops");
+}
+
 #[tokio::test]
 async fn a_checkpoint_of_another_journal_is_not_believed() {
     let mut fixture = Fixture::new().await;

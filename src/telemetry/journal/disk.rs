@@ -11,6 +11,16 @@ pub(super) struct Faults {
     pub plan: std::sync::Arc<FaultPlan>,
 }
 
+impl Faults {
+    /// [`sync_dir`] while the journal runs.
+    #[cfg_attr(not(test), allow(clippy::unused_self))]
+    pub fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        FaultPlan::take(&self.plan.dir_syncs)?;
+        sync_dir(dir)
+    }
+}
+
 /// A file of the journal, open for writing.
 pub(super) struct DiskFile {
     file: File,
@@ -82,6 +92,8 @@ pub(super) struct FaultPlan {
     /// So many truncations and fsyncs fail from now on.
     pub truncates: std::sync::atomic::AtomicU32,
     pub syncs: std::sync::atomic::AtomicU32,
+    /// And so many fsyncs of the folder.
+    pub dir_syncs: std::sync::atomic::AtomicU32,
 }
 
 #[cfg(test)]

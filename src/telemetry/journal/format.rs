@@ -207,13 +207,13 @@ fn intact_header(rest: &[u8], salt: u32, after: Seq) -> Option<(Seq, usize)> {
     (plausible && u32_at(rest, 16) == crc32c::crc32c_append(salt, &rest[..16])).then_some((seq, length))
 }
 
-/// The first offset at or after `from` where an intact frame header starts whose frame fits into `bytes`.
+/// The first offset at or after `from` where an intact record starts, payload and all.
+///
+/// The header alone would not do: one that fits by chance claims any number, and all records below that number would
+/// be passed over as read before. A record whose payload is damaged too is therefore lost with what precedes it.
 pub fn resync(bytes: &[u8], from: usize, salt: u32, after: Seq) -> Option<usize> {
     let last = bytes.len().checked_sub(FRAME_HEADER_BYTES)?;
-    (from..=last).find(|&at| {
-        intact_header(&bytes[at..], salt, after)
-            .is_some_and(|(_, length)| bytes.len() - at - FRAME_HEADER_BYTES >= length)
-    })
+    (from..=last).find(|&at| matches!(step(bytes, at, salt, after), Step::Record { .. }))
 }
 
 /// A stretch of bytes that hold no intact record, though they should.

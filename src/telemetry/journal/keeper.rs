@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::disk::{sync_dir, DiskFile};
+use super::disk::DiskFile;
 use super::error::CommitError;
 use super::group::Group;
 use super::inner::Inner;
@@ -186,7 +186,7 @@ fn sync_all(inner: &Inner, targets: &[(OpenSegment, u64)], is_dir_dirty: bool) -
         open.segment.set_synced_end(*end);
     }
     if is_dir_dirty {
-        sync_dir(&inner.options.dir).map_err(|source| sync_error(&inner.options.dir, source))?;
+        inner.faults.sync_dir(&inner.options.dir).map_err(|source| sync_error(&inner.options.dir, source))?;
     }
     Ok(())
 }

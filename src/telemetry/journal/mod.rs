@@ -227,6 +227,11 @@ impl Journal {
         self.inner().written_past(seq).await
     }
 
+    /// Whether no record is taken any more, until a restart: an fsync failed and its records could not be moved.
+    pub fn is_read_only(&self) -> bool {
+        self.inner().read_only.get().is_some()
+    }
+
     /// A reader whose first record is the one with number `from`, or the next that exists.
     pub fn reader(&self, from: Seq) -> Reader {
         Reader::new(self.inner().clone(), from)

@@ -3,7 +3,7 @@ use std::io;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::Arc;
 
-use super::disk::{sync_dir, DiskFile};
+use super::disk::DiskFile;
 use super::error::CommitError;
 use super::format::{scan, u64_at, SegmentHeader, SEGMENT_FOOTER_BYTES, SEGMENT_HEADER_BYTES};
 use super::inner::Inner;
@@ -31,6 +31,12 @@ pub(super) fn rescue(inner: &Inner, log: &mut Log, mut suspects: Vec<OpenSegment
             let _ = inner.read_only.set(source.clone());
             return Err(CommitError::Sync { path: segment.path.clone(), source });
         }
+    }
+    // It may be the folder that failed: its files are durable then, their names are not.
+    if let Err(source) = inner.faults.sync_dir(&inner.options.dir) {
+        let source = Arc::new(source);
+        let _ = inner.read_only.set(source.clone());
+        return Err(CommitError::Sync { path: inner.options.dir.clone(), source });
     }
     inner.synced.fetch_max(inner.written.load(Relaxed), Release);
     Ok(())
@@ -66,7 +72,7 @@ fn move_unsynced(inner: &Inner, suspect: &OpenSegment) -> io::Result<()> {
     file.write_all_at(&footer_of(first_seq, &extent).encode(), data_end)?;
     file.sync()?;
     std::fs::rename(&temporary, &new.path)?;
-    sync_dir(dir)?;
+    inner.faults.sync_dir(dir)?;
     replace(inner, suspect, new, from);
     Ok(())
 }

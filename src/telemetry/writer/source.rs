@@ -29,9 +29,17 @@ impl Source {
         self.read(last_inclusive, BatchBuilder::is_full)
     }
 
-    /// All through `last_inclusive`, however much it is: a batch that was decided before is the same again.
+    /// All through `last_inclusive`, however much it is: a batch that was decided before has the same range again.
+    ///
+    /// Its last records may be gone since: damaged, or never on the disk when the machine died. Nothing comes in their
+    /// place, since the journal uses no number twice, so the range is over all the same.
     pub fn exactly_through(&mut self, last_inclusive: Seq) -> Result<Option<Batch>, ReadError> {
-        self.read(last_inclusive, |_| false)
+        let mut batch = self.read(last_inclusive, |_| false)?;
+        if let Some(batch) = &mut batch {
+            batch.range.last = batch.range.last.max(last_inclusive);
+        }
+        self.next = self.next.max(last_inclusive + 1);
+        Ok(batch)
     }
 
     fn read(
@@ -57,5 +65,53 @@ impl Source {
             None => self.next.max(self.reader.read_through() + 1),
         };
         Ok(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::{tests::record, SeqRange};
+    use super::*;
+    use crate::telemetry::journal::{JournalOptions, SyncMode};
+
+    /// A journal of `records` records, written.
+    async fn journal(dir: &std::path::Path, records: u64) -> Journal {
+        let options =
+            JournalOptions { dir: dir.into(), sync: SyncMode::Never, segment_bytes: 1 << 20, capacity_bytes: 8 << 20 };
+        let (journal, _) = Journal::open(options).expect("a journal in a new folder");
+        for _ in 0..records {
+            journal.append(&record(1, 1)).expect("room").committed().await.expect("written");
+        }
+        journal
+    }
+
+    fn range(batch: Result<Option<Batch>, ReadError>) -> Option<(SeqRange, u64)> {
+        batch.expect("readable").map(|batch| (batch.range, batch.records))
+    }
+
+    /// As after a power loss that took the tail of the journal and left the checkpoint, which is fsynced.
+    #[tokio::test]
+    async fn a_range_whose_last_records_are_gone_is_over_once_it_is_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let journal = journal(dir.path(), 5).await;
+        let mut source = Source::at(&journal, 1);
+        assert_eq!(range(source.exactly_through(3)), Some((SeqRange { first: 1, last: 3 }, 3)));
+        assert_eq!(range(source.exactly_through(8)), Some((SeqRange { first: 4, last: 8 }, 2)));
+        assert_eq!(source.next(), 9);
+        assert_eq!(range(source.exactly_through(12)), None);
+        assert_eq!(source.next(), 13);
+    }
+
+    #[tokio::test]
+    async fn a_range_whose_last_record_is_damaged_is_the_same_range() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let journal = journal(dir.path(), 3).await;
+        let segment = dir.path().join("00000000000000000001.segment");
+        let mut bytes = std::fs::read(&segment).expect("the segment");
+        *bytes.last_mut().expect("records") ^= 1;
+        std::fs::write(&segment, bytes).expect("room");
+        let mut source = Source::at(&journal, 1);
+        assert_eq!(range(source.exactly_through(3)), Some((SeqRange { first: 1, last: 3 }, 2)));
+        assert_eq!(source.next(), 4);
     }
 }

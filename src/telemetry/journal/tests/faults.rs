@@ -72,6 +72,18 @@ fn bytes_of_refused_and_failed_records_are_given_back() {
 }
 
 #[test]
+fn a_record_whose_file_has_no_durable_name_is_not_acknowledged() {
+    for (failures, is_acknowledged) in [(1, true), (2, false)] {
+        let dir = folder();
+        let (journal, plan) = open_with_faults(in_mode(dir.path(), SyncMode::Always));
+        plan.dir_syncs.store(failures, SeqCst);
+        assert_eq!(commit(&journal, b"in a new file").is_ok(), is_acknowledged, "{failures} failures");
+        assert_eq!(journal.is_read_only(), !is_acknowledged);
+        assert_eq!(journal.synced_seq(), u64::from(is_acknowledged));
+    }
+}
+
+#[test]
 fn after_a_failed_fsync_unsynced_records_are_in_a_new_durable_segment() {
     let dir = folder();
     let (journal, plan) = open_with_faults(in_mode(dir.path(), SyncMode::Always));

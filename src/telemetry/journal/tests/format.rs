@@ -49,6 +49,19 @@ fn a_search_through_hostile_bytes_takes_time_in_proportion() {
     assert!(started.elapsed() < std::time::Duration::from_secs(5));
 }
 
+/// A frame header that fits, but whose payload does not, is no record: its number may be anything.
+#[test]
+fn a_frame_header_within_damage_hides_no_record_behind_it() {
+    let salt = 7;
+    let mut lost = frame_header(salt, 4, 1 << 40, 0).to_vec();
+    lost.extend([0; 40]);
+    let mut bytes = frames(salt, &[(1, lost), (2, payload(2)), (3, payload(3))]);
+    bytes[0] ^= 1;
+    let found = scan(&bytes, salt, 0, Seq::MAX);
+    assert_eq!((found.records, found.last_seq), (2, 3), "{found:?}");
+    assert_eq!(found.damage.len(), 1, "{found:?}");
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_are_scanned_to_their_end(bytes in proptest::collection::vec(any::<u8>(), 0..2000), salt: u32) {
