@@ -132,7 +132,9 @@ impl Dispatcher for FleetRpc {
             heartbeats::HEARTBEAT => unary!(&self.devices, heartbeat, context, request, format),
             heartbeats::BATCH_HEARTBEAT => unary!(&self.devices, batch_heartbeat, context, request, format),
             devices::REGISTER_DEVICE => unary_to_its_end!(&self.devices, register, context, request, format),
-            devices::BATCH_REGISTER_DEVICES => unary_to_its_end!(&self.devices, register_batch, context, request, format),
+            devices::BATCH_REGISTER_DEVICES => {
+                unary_to_its_end!(&self.devices, register_batch, context, request, format)
+            }
             devices::GET_DEVICE => unary!(&self.devices, get, context, request, format),
             device_edit::UPDATE_DEVICE => unary_to_its_end!(&self.devices, update, context, request, format),
             device_edit::DELETE_DEVICE => unary_to_its_end!(&self.devices, delete, context, request, format),

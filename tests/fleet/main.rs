@@ -4,6 +4,7 @@
 mod support;
 
 mod commands;
+mod cut_off;
 mod edit;
 mod listing;
 mod presence;
