@@ -27,19 +27,21 @@ pub enum Past {
 pub struct Facts {
     /// Out of service, by the operator or by itself.
     pub is_in_maintenance: bool,
-    /// Monotonic nanoseconds of its last report to this server; `None` before the first.
+    /// Its last report to this server, on the clock of [`Moment`]; `None` before the first.
     pub last_seen_at: Option<u64>,
     pub past: Past,
     /// How long it was told to wait; `None` as the server's configuration says.
     pub expected: Option<Duration>,
 }
 
-/// The time by which devices are judged.
+/// The time by which devices are judged, in nanoseconds of a monotonic clock that stands still while the server is
+/// away: while it did not listen, nobody can be blamed for saying nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    pub monotonic_nanos: u64,
-    /// Silence counts from here at the earliest: the start of the server, or the end of a stall of its own. While it did
-    /// not listen, nobody can be blamed for saying nothing.
+    pub now: u64,
+    /// When the server began to listen.
+    pub began: u64,
+    /// When it began to listen again after its last stall, from where devices get their intervals anew.
     pub listening_since: u64,
     /// How often devices report whose interval nobody set.
     pub default_interval: Duration,
@@ -55,8 +57,10 @@ pub fn presence(facts: &Facts, moment: &Moment) -> State {
 
 /// As [`presence`], also for a device that is out of service: whether it is there.
 pub fn reachability(facts: &Facts, moment: &Moment) -> State {
-    let silent_since = facts.last_seen_at.unwrap_or_default().max(moment.listening_since);
-    let silent = moment.monotonic_nanos.saturating_sub(silent_since);
+    let silent_since = facts.last_seen_at.unwrap_or(moment.began);
+    // A stall forgives what was not heard for it, and brings nobody back who was late or gone before it.
+    let silent_before = moment.listening_since.saturating_sub(silent_since);
+    let silent = moment.now.saturating_sub(silent_since.max(moment.listening_since)).max(silent_before);
     // 292 years of half nanoseconds fit.
     let half_interval = facts.expected.unwrap_or(moment.default_interval).as_nanos() as u64 / 2;
     let is_offline = silent > half_interval.saturating_mul(OFFLINE_AFTER_HALF_INTERVALS);
@@ -95,7 +99,8 @@ mod tests {
 
     fn at(seconds: u64, listening_since: u64) -> Moment {
         Moment {
-            monotonic_nanos: seconds * SECOND,
+            now: seconds * SECOND,
+            began: 0,
             listening_since: listening_since * SECOND,
             default_interval: Duration::from_secs(30),
         }
@@ -136,8 +141,20 @@ mod tests {
 
     #[test]
     fn a_stall_of_the_server_is_nobodys_silence() {
-        assert_eq!(presence(&seen_at(100), &at(1_000, 1_000)), State::Online);
-        assert_eq!(presence(&seen_at(100), &at(1_091, 1_000)), State::Offline);
+        for (seconds, expected) in
+            [(110, State::Online), (155, State::Online), (156, State::Late), (200, State::Late), (201, State::Offline)]
+        {
+            assert_eq!(presence(&seen_at(100), &at(seconds, 110)), expected, "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_stall_of_the_server_brings_back_nobody_who_was_late_or_gone() {
+        for (seen, expected) in [(100, State::Offline), (150, State::Late), (160, State::Online)] {
+            assert_eq!(presence(&seen_at(seen), &at(200, 200)), expected, "seen at {seen} s");
+        }
+        let silent_since_the_start = Facts { last_seen_at: None, past: Past::Seen, ..seen_at(0) };
+        assert_eq!(presence(&silent_since_the_start, &at(200, 200)), State::Offline);
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Handler<Heartbeat> for DeviceActor {
         let stretch = self.shared.stretch.get();
         let next_heartbeat = self.entry.update_live(|live| {
             live.last_seen = Some(received_at);
-            live.last_seen_at = clock::monotonic_nanos();
+            live.last_seen_at = self.shared.attention.at(clock::monotonic_nanos());
             if let Some(status) = &request.status {
                 if status.uptime_seconds < live.uptime_seconds {
                     live.boots += 1;

@@ -20,7 +20,7 @@ use super::pace::{self, Load, Stretch, MAX_IN_FLIGHT};
 use crate::clock::UnixMillis;
 use crate::error::ApiError;
 use crate::events::Events;
-use crate::fleet::{Description, FleetIndex};
+use crate::fleet::{Attention, Description, FleetIndex};
 use crate::ids::DeviceId;
 use crate::presence;
 use crate::telemetry::journal::Journal;
@@ -37,6 +37,8 @@ pub struct Shared {
     /// Messages sent and not answered yet.
     in_flight: AtomicUsize,
     pub(super) events: Events,
+    /// The clock that heartbeats are stamped by.
+    pub(super) attention: Arc<Attention>,
     /// How far all intervals are stretched now.
     pub(super) stretch: Stretch,
 }
@@ -82,7 +84,9 @@ pub(super) fn hash_of(value: &impl Hash) -> u64 {
 impl DeviceDirectory {
     /// Must be made on an arbiter, which also serves the actors whose first message comes from none.
     pub fn new(journal: Journal, events: Events, heartbeat_interval: Duration) -> Self {
+        let fleet = FleetIndex::new(heartbeat_interval);
         let shared = Shared {
+            attention: fleet.attention(),
             journal,
             events,
             heartbeat_interval,
@@ -93,7 +97,6 @@ impl DeviceDirectory {
         };
         let shared = Arc::new(shared);
         Pacer { shared: Arc::downgrade(&shared) }.start();
-        let fleet = FleetIndex::new(heartbeat_interval);
         Self { devices: Arc::default(), fleet, fallback: Arbiter::current(), shared }
     }
 
@@ -359,6 +362,23 @@ mod tests {
         assert_eq!(entry.live().last_seen, Some(now));
         let seconds = taken.next_heartbeat.as_secs_f64();
         assert!((27.0..=33.0).contains(&seconds), "{seconds} s is not 30 s within a tenth");
+    }
+
+    #[actix_rt::test]
+    async fn what_is_more_than_may_be_under_way_is_refused_with_a_time_to_retry_and_leaves_no_trace() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = directory(folder.path());
+        let entry = register(&directory, "rpi-001");
+        let batch = directory.begin_batch(MAX_IN_FLIGHT).expect("all the room there is");
+        let refused = directory.heartbeat(&entry, heartbeat("rpi-001"), UnixMillis::now()).await;
+        let refused = refused.err().expect("no room");
+        assert_eq!((refused.code, refused.retry_after), (ErrorCode::Unavailable, Some(OVERLOADED_RETRY)));
+        assert!(directory.begin_batch(1).is_err());
+        assert_eq!(directory.snapshot().in_flight, MAX_IN_FLIGHT);
+        assert_eq!(entry.live().heartbeats, 0);
+        drop(batch);
+        directory.heartbeat(&entry, heartbeat("rpi-001"), UnixMillis::now()).await.expect("taken");
+        assert_eq!(directory.snapshot().in_flight, 0);
     }
 
     #[actix_rt::test]

@@ -69,7 +69,7 @@ impl CommandHint {
 pub struct Live {
     /// Wall clock of the last heartbeat, for people. `None`: not seen since the start.
     pub last_seen: Option<UnixMillis>,
-    /// Monotonic nanoseconds ([`crate::clock::monotonic_nanos`]) of the last heartbeat: what presence is judged by.
+    /// The last heartbeat on the clock of [`crate::presence::Moment`]: what presence is judged by.
     pub last_seen_at: u64,
     /// What the device last said of itself.
     pub reported: State,

@@ -44,6 +44,8 @@ pub struct PresenceKeeper {
 impl PresenceKeeper {
     pub fn new(directory: DeviceDirectory, events: Events, store: Arc<dyn Store>) -> Self {
         let fleet = directory.fleet().clone();
+        // Silence counts from here, however long the start took before it.
+        fleet.look();
         Self { directory, fleet, events, store, unsaved: Vec::new(), is_saving: false, told: 0 }
     }
 
@@ -88,10 +90,12 @@ impl PresenceKeeper {
         }
         self.told += 1;
         // What a restart has to know: that it was ever seen, and whether it was gone.
-        if to == State::Offline || from == State::Offline || from == State::Unknown {
+        // One that was never seen (an operator took it out of service) has nothing to be remembered by.
+        let is_fact = to == State::Offline || from == State::Offline || from == State::Unknown;
+        if let (true, Some(at)) = (is_fact, last_seen) {
             if self.unsaved.len() < MAX_UNSAVED {
                 let is_offline = to == State::Offline;
-                self.unsaved.push(LastSeen { device: device.id.clone(), at: last_seen.unwrap_or(at), is_offline });
+                self.unsaved.push(LastSeen { device: device.id.clone(), at, is_offline });
             } else {
                 tracing::warn!(device_id = %device.id, "the registry is behind, a device's presence is not kept");
             }

@@ -38,7 +38,7 @@ impl Chunk {
 pub struct Hot {
     /// Wall clock in milliseconds; [`NEVER`] for a device that was never seen.
     last_seen: [AtomicI64; ROWS],
-    /// Monotonic nanoseconds, what presence is judged by.
+    /// On the clock of [`Moment`], what presence is judged by.
     last_seen_at: [AtomicU64; ROWS],
     flags: [AtomicU8; ROWS],
     /// How long the device was told to wait, in milliseconds; 0 as the server's configuration says.

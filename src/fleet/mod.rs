@@ -41,7 +41,8 @@ use crate::actors::entry::DeviceEntry;
 use crate::clock;
 use crate::presence::{self, Moment};
 use crate::query::Filter;
-use attention::Attention;
+pub(crate) use attention::Attention;
+use attention::Heard;
 use bitmap::ROWS;
 use chunk::Chunk;
 use subject::RowSubject;
@@ -57,7 +58,7 @@ struct Inner {
     occupied: AtomicUsize,
     /// How often devices report whose interval nobody set.
     default_interval: Duration,
-    attention: Attention,
+    attention: Arc<Attention>,
 }
 
 impl FleetIndex {
@@ -67,7 +68,7 @@ impl FleetIndex {
             free: Mutex::default(),
             occupied: AtomicUsize::new(0),
             default_interval,
-            attention: Attention::default(),
+            attention: Arc::default(),
         }))
     }
 
@@ -122,9 +123,13 @@ impl FleetIndex {
 
     /// Now, as presence is judged.
     pub fn moment(&self) -> Moment {
-        let monotonic_nanos = clock::monotonic_nanos();
-        let listening_since = self.0.attention.listening_since(monotonic_nanos);
-        Moment { monotonic_nanos, listening_since, default_interval: self.0.default_interval }
+        let Heard { now, began, listening_since } = self.0.attention.heard(clock::monotonic_nanos());
+        Moment { now, began, listening_since, default_interval: self.0.default_interval }
+    }
+
+    /// The clock that reports of devices are stamped by.
+    pub(crate) fn attention(&self) -> Arc<Attention> {
+        Arc::clone(&self.0.attention)
     }
 }
 

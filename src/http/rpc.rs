@@ -90,6 +90,21 @@ macro_rules! unary {
     }};
 }
 
+/// As [`unary!`], for what changes the registry and then tells the rest of the server: it goes on to its end also when
+/// nobody waits for the answer any more. A caller that hangs up or runs out of time drops its request's future, and
+/// between the two steps that would leave a deleted device with a live key, or a command that no device hears of.
+macro_rules! unary_to_its_end {
+    ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr) => {{
+        let answer: UnaryResult = unary!($service, $method, $context, $request, $format);
+        Box::pin(async move {
+            tokio::spawn(answer).await.unwrap_or_else(|died| {
+                let error = ApiError::internal("the call failed inside; report it with the server's log");
+                Err(wire::connect_error(error.with_source(died), None, None))
+            })
+        })
+    }};
+}
+
 /// One arm of [`Dispatcher::call_server_streaming`]: decode, call, hand the stream on.
 macro_rules! streaming {
     ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr) => {{
@@ -117,12 +132,14 @@ impl Dispatcher for FleetRpc {
         match path {
             heartbeats::HEARTBEAT => unary!(&self.devices, heartbeat, context, request, format),
             heartbeats::BATCH_HEARTBEAT => unary!(&self.devices, batch_heartbeat, context, request, format),
-            devices::REGISTER_DEVICE => unary!(&self.devices, register, context, request, format),
-            devices::BATCH_REGISTER_DEVICES => unary!(&self.devices, register_batch, context, request, format),
+            devices::REGISTER_DEVICE => unary_to_its_end!(&self.devices, register, context, request, format),
+            devices::BATCH_REGISTER_DEVICES => {
+                unary_to_its_end!(&self.devices, register_batch, context, request, format)
+            }
             devices::GET_DEVICE => unary!(&self.devices, get, context, request, format),
-            device_edit::UPDATE_DEVICE => unary!(&self.devices, update, context, request, format),
-            device_edit::DELETE_DEVICE => unary!(&self.devices, delete, context, request, format),
-            command_service::SEND_COMMAND => unary!(&self.devices, send_command, context, request, format),
+            device_edit::UPDATE_DEVICE => unary_to_its_end!(&self.devices, update, context, request, format),
+            device_edit::DELETE_DEVICE => unary_to_its_end!(&self.devices, delete, context, request, format),
+            command_service::SEND_COMMAND => unary_to_its_end!(&self.devices, send_command, context, request, format),
             command_service::LIST_COMMANDS => unary!(&self.devices, list_commands, context, request, format),
             command_service::CANCEL_COMMAND => unary!(&self.devices, cancel_command, context, request, format),
             listing::LIST_DEVICES => unary!(&self.devices, list, context, request, format),

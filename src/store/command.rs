@@ -139,7 +139,7 @@ pub struct Swept {
 /// rules of [`crate::commands`].
 pub trait CommandStore: Send + Sync {
     /// Queues a command for devices, all or none; devices that are not registered are passed over. A repeat of a
-    /// `request_id` queues nothing and answers as the first call did. More than a few thousand devices take several
+    /// `request_id` queues nothing and answers as the first call did, if that queued something. More than a few thousand devices take several
     /// transactions, and no device sees the command before the last.
     ///
     /// # Errors

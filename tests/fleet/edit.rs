@@ -4,7 +4,7 @@ use std::thread;
 use serde_json::json;
 
 use super::support::{Options, Server, ADMIN_KEY};
-use super::{call, device, heartbeat, ok, refused, send};
+use super::{call, device, heartbeat, ok, refused, refused_at_once, send};
 
 /// The request of the reference's UpdateDevice section, and the one of its section on field masks (which names no
 /// device), word for word.
@@ -84,12 +84,17 @@ fn a_mask_that_cannot_be_is_refused_with_the_path() {
         (json!(["status"]), "device.status is UNKNOWN"),
         (json!(["metadata."]), "key was expected"),
         (json!(vec!["name"; 10_000]), "10000 paths are too many"),
-        (json!(["x".repeat(1 << 20)]), "at most 256 bytes"),
+        (json!(["x".repeat(2_000_000)]), "at most 256 bytes"),
+        // As many paths as a message has room for.
+        (json!(vec![""; 600_000]), "more than 10000 paths"),
     ] {
-        let (code, message) = refused(&server, "UpdateDevice", &with(paths));
+        let (code, message) = refused_at_once(&server, "UpdateDevice", &with(paths));
         assert_eq!(code, "INVALID_ARGUMENT", "{message}");
         assert!(message.contains(part) && message.len() < 500, "{message}");
     }
+    let text = json!({ "device_id": "rpi-001", "update_mask": "a,".repeat(1_000_000), "device": {} });
+    let (code, message) = refused_at_once(&server, "UpdateDevice", &text);
+    assert!(code == "INVALID_ARGUMENT" && message.contains("more than 10000 paths"), "{code}: {message}");
     let (code, message) = refused(&server, "UpdateDevice", &json!({ "device_id": "rpi-001" }));
     assert_eq!((code.as_str(), message.as_str()), ("INVALID_ARGUMENT", "device is not set; it holds the new values"));
 }

@@ -1,18 +1,16 @@
 //! ListDevices over the real door: the reference's filters, orders and pages, what survives a restart, and queries
 //! that nobody should send.
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fleetd::clock::UnixMillis;
 use serde_json::{json, Value};
 
 use super::support::client::{proto, Client};
 use super::support::{wait_until, Options, Server, ADMIN_KEY};
-use super::{call, device, ok, refused, send};
+use super::{call, device, ok, refused, refused_at_once, send};
 
 /// The request of the reference's ListDevices section, word for word.
 const LIST: &str = include_str!("../reference/list_devices.json");
-/// A query that is refused, is refused within this, on a machine that does much else.
-const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 
 fn register(server: &Server, id: &str, device_type: &str, interval: &str) -> String {
     let message = json!({
@@ -187,7 +185,8 @@ fn a_query_from_hell_is_refused_at_once_with_its_reason() {
     let server = Server::with(Options::default().unlimited());
     server.register("rpi-001");
     let nested = format!("{}status:online{}", "(".repeat(10_000), ")".repeat(10_000));
-    let long = format!("id:{}", "x".repeat(1 << 20));
+    // As long as a message may be.
+    let long = format!("id:{}", "x".repeat(2_000_000));
     let many = format!("id:{}", vec!["x"; 5_000].join(","));
     let keys = vec!["name"; 100].join(",");
     for (message, part) in [
@@ -199,19 +198,19 @@ fn a_query_from_hell_is_refused_at_once_with_its_reason() {
         (json!({ "filter": "cpu_usage:>high" }), "filter: column "),
         (json!({ "order_by": keys }), "order_by: column "),
         (json!({ "order_by": "name SIDEWAYS" }), "order_by: column 6: "),
-        (json!({ "page_token": "A".repeat(1 << 20) }), "page_token is not one that this server made"),
+        (json!({ "page_token": "A".repeat(2_000_000) }), "page_token is not one that this server made"),
         (json!({ "page_token": "\u{0}é" }), "page_token is not one that this server made"),
         (json!({ "page_size": -5 }), "page_size is -5"),
     ] {
-        let asked = Instant::now();
-        let (code, told) = refused(&server, "ListDevices", &message);
-        assert!(asked.elapsed() < REFUSED_WITHIN, "{part}: {:?}", asked.elapsed());
+        let (code, told) = refused_at_once(&server, "ListDevices", &message);
         assert_eq!(code, "INVALID_ARGUMENT", "{told}");
         assert!(told.contains(part) && told.len() < 500, "{told}");
     }
     // 10 MB are more than any message may have.
-    let (code, _) = refused(&server, "ListDevices", &json!({ "filter": "x".repeat(10 << 20) }));
-    assert_eq!(code, "RESOURCE_EXHAUSTED");
+    for field in ["filter", "order_by", "page_token"] {
+        let (code, _) = refused_at_once(&server, "ListDevices", &json!({ field: "x".repeat(10 << 20) }));
+        assert_eq!(code, "RESOURCE_EXHAUSTED", "{field}");
+    }
     for client in Client::ALL.into_iter().filter(|client| !client.is_json()) {
         for field in [2, 3, 4] {
             let ask = client.call("DeviceService/ListDevices", Some(ADMIN_KEY), &proto::bytes(field, b"\xff\xfe\xc0"));

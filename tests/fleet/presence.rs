@@ -136,9 +136,12 @@ fn a_restart_announces_nobody_and_who_was_gone_stays_gone() {
 }
 
 #[test]
-fn a_server_that_was_stopped_for_a_while_blames_no_device() {
+fn a_server_that_was_stopped_for_a_while_blames_no_device_and_brings_none_back() {
     let server = server();
-    let key = server.register("rpi-001");
+    let (key, gone) = (server.register("rpi-001"), server.register("gone"));
+    assert_eq!(heartbeat(&server, "gone", &gone).status, 200);
+    let fading = "UNKNOWN>ONLINE ONLINE>LATE LATE>OFFLINE";
+    wait_for_changes(&server, "gone", fading);
     // Slow enough that the device itself is not late before the stop.
     ok(&server, "UpdateDevice", &json!({ "device_id": "rpi-001", "device": { "heartbeat_interval": "3s" } }));
     assert_eq!(heartbeat(&server, "rpi-001", &key).status, 200);
@@ -147,9 +150,30 @@ fn a_server_that_was_stopped_for_a_while_blames_no_device() {
     // Longer than the three intervals after which a silent device is OFFLINE.
     std::thread::sleep(Duration::from_secs(12));
     server.signal(libc::SIGCONT);
-    assert_eq!(status(&server, "rpi-001"), "ONLINE");
+    assert_eq!((status(&server, "rpi-001").as_str(), status(&server, "gone").as_str()), ("ONLINE", "OFFLINE"));
     assert_eq!(heartbeat(&server, "rpi-001", &key).status, 200);
-    wait_for_changes(&server, "rpi-001", "UNKNOWN>ONLINE ONLINE>LATE LATE>OFFLINE");
+    wait_for_changes(&server, "rpi-001", fading);
+    assert_eq!(changes(&server, "gone"), fading);
+}
+
+#[test]
+fn a_device_that_was_never_seen_is_not_seen_by_being_taken_out_of_service() {
+    let mut server = server();
+    server.register("rpi-001");
+    let set = |server: &Server, status: &str| {
+        let change = json!({ "device_id": "rpi-001", "update_mask": "status", "device": { "status": status } });
+        ok(server, "UpdateDevice", &change)
+    };
+    set(&server, "MAINTENANCE");
+    wait_for_changes(&server, "rpi-001", "UNKNOWN>MAINTENANCE");
+    // The registry is told after the event.
+    std::thread::sleep(Duration::from_millis(1_000));
+    assert!(device(&server, "rpi-001")["lastSeen"].is_null(), "{}", device(&server, "rpi-001"));
+    server.sigkill();
+    server.restart();
+    set(&server, "ONLINE");
+    assert_eq!(status(&server, "rpi-001"), "UNKNOWN");
+    assert!(device(&server, "rpi-001")["lastSeen"].is_null(), "{}", device(&server, "rpi-001"));
 }
 
 #[test]

@@ -19,8 +19,7 @@ use model::Model;
 
 const INTERVAL: Duration = Duration::from_secs(60);
 /// When queries are asked: long after the start, so that devices can have been silent for long.
-const MOMENT: Moment =
-    Moment { monotonic_nanos: 1_000_000_000_000_000, listening_since: 0, default_interval: INTERVAL };
+const MOMENT: Moment = Moment { now: 1_000_000_000_000_000, began: 0, listening_since: 0, default_interval: INTERVAL };
 /// What `-1h` counts from.
 const NOW: UnixMillis = UnixMillis::EPOCH;
 

@@ -38,7 +38,7 @@ impl Report {
     /// As the device's actor does.
     pub fn apply(&self, live: &mut Live) {
         live.last_seen = Some(self.last_seen);
-        live.last_seen_at = MOMENT.monotonic_nanos - self.silent.as_nanos() as u64;
+        live.last_seen_at = MOMENT.now - self.silent.as_nanos() as u64;
         live.uptime_seconds = self.uptime_seconds;
         live.reported = self.reported;
         if let Some(version) = &self.version {

@@ -111,7 +111,12 @@ async fn a_device_with_too_many_waiting_takes_no_more_until_some_are_over() {
     let exchange = store.exchange_commands(&id("a"), vec![], at(1)).await.unwrap();
     let expected: Vec<_> = (0..MAX_DELIVERED).map(|n| (format!("c{n:03}"), 1)).collect();
     assert_eq!(exchange.commands.iter().map(|c| (c.id.clone(), c.attempt)).collect::<Vec<_>>(), expected);
+    let again = |name: &str| NewCommand { request_id: "r1".into(), ..command(name, at(2), 600) };
+    assert_eq!(store.send_command(again("first"), vec![id("a")]).await.unwrap().refused, 1);
     store.exchange_commands(&id("a"), vec![report("c000", State::Failed)], at(2)).await.unwrap();
+    let retried = store.send_command(again("second"), vec![id("a")]).await.unwrap();
+    assert_eq!((retried.id.as_str(), retried.targets), ("second", 1), "a refusal is not what a retry is answered by");
+    store.exchange_commands(&id("a"), vec![report("c001", State::Failed)], at(2)).await.unwrap();
     assert_eq!(store.send_command(command("now", at(3), 600), vec![id("a")]).await.unwrap().targets, 1);
 }
 
@@ -153,6 +158,26 @@ async fn a_sweep_ends_what_is_late_and_in_time_forgets_it() {
     let month = 31 * 24 * 3600;
     while store.sweep_commands(at(month)).await.unwrap().has_more {}
     assert_eq!(states(&store).await, []);
+}
+
+#[tokio::test]
+async fn a_sweep_ends_a_bounded_number_at_a_time_and_all_in_the_end() {
+    let (_dir, store) = new_store();
+    let names: Vec<_> = (0..1_500).map(|n| format!("d{n:04}")).collect();
+    store.register_many(names.iter().map(|name| device(name)).collect()).await;
+    for name in ["c1", "c2", "c3"] {
+        store.send_command(command(name, at(0), 60), names.iter().map(|name| id(name)).collect()).await.unwrap();
+    }
+    let mut ended = Vec::new();
+    loop {
+        let swept = store.sweep_commands(at(60)).await.unwrap();
+        ended.push(swept.expired);
+        if !swept.has_more {
+            break;
+        }
+    }
+    assert_eq!(ended.iter().sum::<u64>(), 4_500);
+    assert!(ended.iter().all(|ended| *ended <= 2_000), "{ended:?}");
 }
 
 #[tokio::test]

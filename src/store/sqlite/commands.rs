@@ -230,10 +230,14 @@ fn add_targets(connection: &Connection, command: i64, devices: &[DeviceId]) -> R
     Ok((targets, refused))
 }
 
-/// From here on devices get it.
+/// From here on devices get it. A call that queued nothing is not remembered by its `request_id`: who tries again when
+/// the devices have room is not answered by the refusal of before.
 fn complete(connection: &Connection, command: i64, targets: u32, refused: u32) -> Result<(), JobError> {
     connection
-        .prepare_cached("UPDATE commands SET is_complete = 1, targets = ?2, refused = ?3 WHERE pk = ?1")?
+        .prepare_cached(
+            "UPDATE commands SET is_complete = 1, targets = ?2, refused = ?3, \
+             request_id = CASE WHEN ?2 > 0 THEN request_id END WHERE pk = ?1",
+        )?
         .execute(params![command, targets, refused])?;
     Ok(())
 }
@@ -424,9 +428,11 @@ fn sweep(connection: &Connection, now: UnixMillis) -> Result<Swept, JobError> {
     swept.has_more = due.len() == SWEPT_COMMANDS as usize;
     for (command, timeout) in due {
         let timeout = timeout.unwrap_or(millis(commands::DEFAULT_TIMEOUT));
-        let expired = expire_targets(connection, command, timeout, now)?;
+        let room = CHUNK - swept.expired as usize;
+        let expired = expire_targets(connection, command, timeout, now, room)?;
         swept.expired += expired as u64;
-        if expired == CHUNK {
+        // What this sweep has no room for is due at the next.
+        if expired == room {
             swept.has_more = true;
             break;
         }
@@ -442,15 +448,21 @@ fn sweep(connection: &Connection, now: UnixMillis) -> Result<Swept, JobError> {
 }
 
 /// Ends what is late of a command whose life is over: what no device began, and what a device works on for too long
-/// (the rule of `Pending::is_over`). At most [`CHUNK`] targets.
-fn expire_targets(connection: &Connection, command: i64, timeout: i64, now: UnixMillis) -> Result<usize, JobError> {
+/// (the rule of `Pending::is_over`). At most `most` targets.
+fn expire_targets(
+    connection: &Connection,
+    command: i64,
+    timeout: i64,
+    now: UnixMillis,
+    most: usize,
+) -> Result<usize, JobError> {
     let expired = connection
         .prepare_cached(
             "UPDATE command_targets SET state = 6, finished_at = ?2 WHERE command_pk = ?1 AND device_pk IN \
              (SELECT device_pk FROM command_targets WHERE command_pk = ?1 AND (state IN (1, 2) \
               OR (state = 3 AND acked_at + ?3 <= ?2)) LIMIT ?4)",
         )?
-        .execute(params![command, now.as_millis(), timeout, CHUNK as i64])?;
+        .execute(params![command, now.as_millis(), timeout, most as i64])?;
     Ok(expired)
 }
 
