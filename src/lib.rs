@@ -18,5 +18,6 @@ pub mod metrics;
 pub mod observe;
 pub mod presence;
 pub mod query;
+pub mod rollout;
 pub mod store;
 pub mod telemetry;

@@ -12,6 +12,7 @@ mod command;
 mod device;
 mod error;
 pub mod sqlite;
+mod update;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,6 +25,10 @@ pub use device::{Device, DeviceRow, InvalidMap, LastSeen, MapText};
 
 pub use crate::clock::UnixMillis;
 pub use error::StoreError;
+pub use update::{
+    AttemptRecord, DeploymentChange, DeploymentDevice, DeploymentDeviceQuery, DeploymentQuery, DeploymentRecord,
+    NewDeployment, NewUpdate, Paged, UpdateRecord, UpdateStore,
+};
 
 use crate::auth::KeyHash;
 use crate::ids::DeviceId;
