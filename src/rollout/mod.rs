@@ -4,11 +4,37 @@
 //! clock. `machine::Rollout` is one deployment; an [`Event`] and a moment ([`Now`]) go in, and what changed and what
 //! is to be done ([`Effects`]) comes out. The coordinator actor (`crate::actors::deployment`) persists the former
 //! before it does the latter, so that a deployment which is loaded again goes on as if nothing had happened.
+mod brake;
+mod counts;
+mod devices;
 mod event;
+mod explain;
+mod head;
+mod index;
+mod machine;
+mod orders;
+mod places;
 mod policy;
+mod record;
+mod reports;
+mod rollback;
+mod standings;
+mod stats;
+mod timers;
+mod wanted;
+mod waves;
+pub mod window;
 
+#[cfg(test)]
+mod tests;
+
+pub use counts::{Counts, Sample, WhyCounts};
 pub use event::{Action, Effects, Event, Order, Reachability, Refusal, Runs, Standing};
+pub use head::{is_final, Breach, Head, HeadError, Moment, RollbackHead, WaveHead};
+pub use machine::{InitialDevice, InitialWave, Rollout};
 pub use policy::{Policy, WavePolicy, WaveSize};
+pub use record::{is_active, Record, RecordError, Why, RECORD_BYTES};
+pub use stats::{Durations, Pace};
 
 pub use fleetd_proto::v1::deployment_status::{Reason, State as DeploymentState};
 pub use fleetd_proto::v1::device_deployment_status::State as DeviceState;
