@@ -58,6 +58,8 @@ pub struct Head {
     pub epoch: u16,
     /// What the brake looks at over the whole deployment.
     pub sample: Sample,
+    /// The policy's limit, for [`Head::message`].
+    pub max_failure_percentage: f64,
     /// What made the brake act last.
     pub breach: Option<Breach>,
     /// Since when only the trailing lane is left.

@@ -65,6 +65,7 @@ impl Rollout {
             failures: WhyCounts::default(),
             epoch: 1,
             sample: Sample::default(),
+            max_failure_percentage: policy.max_failure_percentage,
             breach: None,
             lane_since: None,
             rollback: None,

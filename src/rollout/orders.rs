@@ -138,7 +138,8 @@ impl Rollout {
     fn roll_back(&mut self, force: bool, now: Now) -> Result<(), Refusal> {
         match self.head.state {
             S::Running | S::Paused | S::Cancelled | S::Succeeded | S::Failed => {
-                self.breach_wave_before_rollback();
+                // Nothing is measured any more.
+                self.is_measuring = false;
                 self.start_back(force, now);
                 Ok(())
             }
@@ -156,11 +157,6 @@ impl Rollout {
                 name(state)
             )),
         }
-    }
-
-    /// Nothing is measured any more.
-    fn breach_wave_before_rollback(&mut self) {
-        self.is_measuring = false;
     }
 
     fn retry_failed(&mut self, places: Option<Vec<Place>>, now: Now) -> Result<(), Refusal> {

@@ -3,7 +3,7 @@
 use super::counts::Sample;
 use super::head::RollbackHead;
 use super::machine::Rollout;
-use super::record::{flag, is_without_work, is_working, Why};
+use super::record::{flag, is_without_work, Why};
 use super::{DeploymentState, DeviceState, Now, Place, Reason, Runs};
 
 /// Devices that are looked over in one step: a step is one transaction, and must stay a short one.
@@ -165,11 +165,6 @@ impl Rollout {
         let state = if is_whole { DeploymentState::RolledBack } else { DeploymentState::RollbackIncomplete };
         self.enter(state, Reason::Unspecified, now);
         true
-    }
-
-    /// Whether a device works on the update while the deployment goes back.
-    pub(super) fn is_finishing(&self, place: Place) -> bool {
-        self.head.state == DeploymentState::RollingBack && is_working(self.record(place).state())
     }
 }
 
