@@ -12,7 +12,10 @@ use DeviceState as D;
 impl Rollout {
     /// The state of the deployment and its reason in a sentence, with values and what to do.
     pub fn message(&self) -> String {
-        self.head.message()
+        let is_shut =
+            self.head.state == DeploymentState::RollingBack && !self.is_serving_back() && !self.window.is_open;
+        let shut = if is_shut { " No maintenance window is open; with force it goes on outside of them." } else { "" };
+        format!("{}{shut}", self.head.message())
     }
 
     /// The one reason why a device is updating, or is not: a stable code, and the same in a sentence.

@@ -9,7 +9,9 @@ use super::head::{Head, Moment, WaveHead};
 use super::index::Index;
 use super::record::{flag, Record};
 use super::stats::{Durations, Pace};
-use super::{Action, DeploymentState, DeviceState, Effects, Event, Now, Place, Policy, Reason, Refusal, WaveState};
+use super::{
+    window, Action, DeploymentState, DeviceState, Effects, Event, Now, Place, Policy, Reason, Refusal, WaveState,
+};
 
 /// How far the kept watched time may lag behind: after a crash, deadlines are late by at most this.
 const KEEP_TIME_EVERY: u64 = 10_000;
@@ -41,8 +43,17 @@ pub struct Rollout {
     /// Made of the records; rebuilt when it is loaded.
     pub(super) index: Index,
     pub(super) effects: Effects,
-    /// The wave whose measurement was asked for, and has not come. Forgotten in a crash: it is asked for again.
+    /// The measurement of the wave was asked for, and has not come. Forgotten in a crash: it is asked for again.
     pub(super) is_measuring: bool,
+    pub(super) window: Window,
+}
+
+/// Whether a maintenance window is open, worked out once for each second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    pub is_per_device: bool,
+    second: Option<i64>,
+    pub is_open: bool,
 }
 
 impl Rollout {
@@ -92,7 +103,8 @@ impl Rollout {
         }
         let limits = Limits::from(&policy);
         let index = Index::build(&records, head.waves.len(), &limits);
-        Self { policy, limits, head, records, index, effects: Effects::default(), is_measuring: false }
+        let window = Window { is_per_device: window::is_per_device(&policy.windows), second: None, is_open: true };
+        Self { policy, limits, head, records, index, effects: Effects::default(), is_measuring: false, window }
     }
 
     /// Takes an event in. A refusal changed nothing.
@@ -101,8 +113,7 @@ impl Rollout {
     /// [`Refusal::Report`] for a device's report that does not count, [`Refusal::Order`] for an operator's order that
     /// does not fit. No other event is refused, but [`Event::Joined`] after the end.
     pub fn apply(&mut self, event: Event, now: Now) -> Result<(), Refusal> {
-        // Watched time never goes back, whatever the caller's clock does.
-        let now = Now { watched: now.watched.max(self.head.watched), ..now };
+        let now = self.see(now);
         match event {
             Event::Tick => self.tick(now),
             Event::Standing { place, standing } => self.stand(place, standing, now),
@@ -180,6 +191,16 @@ impl Rollout {
         self.head.devices_per_minute(now.watched)
     }
 
+    /// Takes a moment in. Watched time never goes back, whatever the caller's clock does.
+    pub(super) fn see(&mut self, now: Now) -> Now {
+        let second = now.wall.as_millis().div_euclid(1_000);
+        if self.window.second != Some(second) {
+            self.window.second = Some(second);
+            self.window.is_open = self.window.is_per_device || window::is_open(&self.policy.windows, now.wall);
+        }
+        Now { watched: now.watched.max(self.head.watched), ..now }
+    }
+
     fn tick(&mut self, now: Now) {
         if self.head.state == DeploymentState::Planning {
             self.head.is_approved = !self.policy.require_approval;
@@ -198,8 +219,8 @@ impl Rollout {
 
     /// Goes on until nothing more follows from what is known.
     fn settle(&mut self, now: Now) {
-        // Each step moves a state that never comes back within one event; waves pass at most four states each.
-        for _ in 0..self.head.waves.len() * 4 + 8 {
+        // Each step moves a state that never comes back within one event; a wave takes at most five steps.
+        for _ in 0..self.head.waves.len() * 5 + 8 {
             if !self.settle_once(now) {
                 break;
             }

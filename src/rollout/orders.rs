@@ -67,6 +67,8 @@ impl Rollout {
             S::Paused => {}
             state => return refuse(format!("the deployment is {}: only one that is PAUSED is resumed", name(state))),
         }
+        // What was measured meanwhile was not taken: ask again.
+        self.is_measuring = false;
         match self.head.reason {
             Reason::WindowClosed => {
                 return refuse("no maintenance window is open: the deployment goes on by itself when one opens");
@@ -79,7 +81,6 @@ impl Rollout {
                 self.unbreach_wave(WaveState::Running);
             }
             Reason::AnalysisFailed | Reason::Inconclusive => {
-                self.is_measuring = false;
                 self.unbreach_wave(WaveState::Analyzing);
                 let current = self.head.current;
                 if let Some(wave) = self.head.waves.get_mut(current).filter(|_| is_acknowledged) {

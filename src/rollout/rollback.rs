@@ -40,7 +40,9 @@ impl Rollout {
     /// Looks the next devices over, the last one first.
     pub(super) fn walk_back(&mut self, now: Now) {
         let is_back = self.head.state == DeploymentState::RollingBack;
-        let Some(rollback) = self.head.rollback.as_mut().filter(|rollback| is_back && rollback.cursor > 0) else {
+        let Some(rollback) =
+            self.head.rollback.as_mut().filter(|rollback| is_back && !rollback.is_braked && rollback.cursor > 0)
+        else {
             return;
         };
         let end = rollback.cursor;
@@ -82,15 +84,15 @@ impl Rollout {
     }
 
     /// Whether a device of a wave may be offered the way back now.
-    pub(super) fn may_offer_back(&self, wave: usize, now: Now) -> bool {
-        self.back_wave() == Some(wave) && self.is_serving_back(now) && self.free_slots(self.policy.max_parallel) > 0
+    pub(super) fn may_offer_back(&self, wave: usize) -> bool {
+        self.back_wave() == Some(wave) && self.is_serving_back() && self.free_slots(self.policy.max_parallel) > 0
     }
 
-    pub(super) fn is_serving_back(&self, now: Now) -> bool {
+    pub(super) fn is_serving_back(&self) -> bool {
         let Some(rollback) = &self.head.rollback else { return false };
         self.head.state == DeploymentState::RollingBack
             && !rollback.is_braked
-            && (rollback.is_forced || self.is_window_open(now.wall))
+            && (rollback.is_forced || self.window.is_open)
     }
 
     /// The last wave that has devices which can go back, or are on their way.

@@ -55,7 +55,7 @@ impl Rollout {
             _ => {}
         }
         if self.record(place).has(flag::DOUBTFUL) {
-            if standing.runs == Runs::Target {
+            if standing.runs == Runs::Target && self.head.state == DeploymentState::RollingBack {
                 self.queue_back(place, now);
             } else {
                 self.write(place, |record| record.put(flag::DOUBTFUL, false));
@@ -71,7 +71,7 @@ impl Rollout {
         match standing.reachability {
             Reachability::Offline => Some(Why::Offline),
             Reachability::Maintenance => Some(Why::Maintenance),
-            Reachability::Online if self.is_window_per_device() && !standing.is_window_open => Some(Why::WindowClosed),
+            Reachability::Online if self.window.is_per_device && !standing.is_window_open => Some(Why::WindowClosed),
             Reachability::Online => None,
         }
     }
@@ -135,8 +135,8 @@ impl Rollout {
             Some(why @ (Why::InOtherDeployment | Why::Maintenance)) => self.revoke(place, why, now),
             Some(Why::Offline) if !has_offer => self.revoke(place, Why::Offline, now),
             _ if is_late && has_offer => {
-                self.effects.actions.push(Action::Revoke { place, attempt: record.attempt });
                 self.fail(place, DeviceState::TimedOut, Why::AcceptTimeout, now);
+                self.effects.actions.push(Action::Revoke { place, attempt: record.attempt });
             }
             // It never fetched the offer: that is no sign against the update.
             _ if is_late => self.revoke(place, Why::Offline, now),
@@ -213,7 +213,7 @@ impl Rollout {
         if record.why != why {
             self.write(place, |record| record.why = why);
         }
-        if obstacle.is_none() && self.may_offer_back(record.wave(), now) {
+        if obstacle.is_none() && self.may_offer_back(record.wave()) {
             self.offer(place, true, now);
         }
     }
@@ -223,10 +223,10 @@ impl Rollout {
         let shows_what_it_said =
             record.has(flag::SAID_BACK) && seen.standing.runs != Runs::Target && seen.is_heard_since(record.since);
         if shows_before || shows_what_it_said {
+            self.is_back(place, seen.standing.runs, now);
             if !record.has(flag::ACCEPTED) {
                 self.effects.actions.push(Action::Revoke { place, attempt: record.attempt });
             }
-            self.is_back(place, seen.standing.runs, now);
         } else if record.has(flag::ACCEPTED) {
             self.stand_silent(place, seen, now);
         } else {

@@ -28,6 +28,11 @@ impl Timers {
         }
     }
 
+    #[cfg(test)]
+    pub fn get(&self, place: Place) -> Option<u64> {
+        self.due.get(&place).copied()
+    }
+
     pub fn first(&self) -> Option<u64> {
         self.order.first().map(|(due, _)| *due)
     }

@@ -18,9 +18,10 @@ impl Rollout {
     /// At most `limit` places: those with something due, then candidates for free slots in the order of their offers,
     /// then some of the active and the held ones, round and round.
     pub fn wanted(&mut self, now: Now, limit: usize) -> Vec<Place> {
-        let now = Now { watched: now.watched.max(self.head.watched), ..now };
+        let now = self.see(now);
         let mut wanted = Vec::new();
-        while wanted.len() < limit {
+        // Half of the answers are left to the others: as many looks may be due as devices work.
+        while wanted.len() < limit - limit / 2 {
             let Some(place) = self.index.looks.pop_due(now.watched) else { break };
             self.index.looks.set(place, Some(now.watched.saturating_add(LOOK_AGAIN)));
             wanted.push(place);
@@ -45,7 +46,7 @@ impl Rollout {
 
     fn add_candidates(&self, wanted: &mut Vec<Place>, now: Now, limit: usize) {
         let left = limit.saturating_sub(wanted.len());
-        if self.is_serving_back(now) {
+        if self.is_serving_back() {
             let ready = self.back_wave().and_then(|wave| self.index.back.get(wave));
             let free = self.free_slots(self.policy.max_parallel);
             if let Some(ready) = ready.filter(|_| free > 0) {

@@ -7,7 +7,7 @@ use fleetd_proto::v1::GateResult;
 use super::head::Moment;
 use super::machine::Rollout;
 use super::record::Record;
-use super::{window, Action, DeploymentState, DeviceState, Now, Reason, WaveState};
+use super::{Action, DeploymentState, DeviceState, Now, Reason, WaveState};
 use crate::clock::UnixMillis;
 
 impl Rollout {
@@ -35,18 +35,9 @@ impl Rollout {
         self.head.lane_since.is_none_or(|since| now.watched < since.saturating_add(self.limits.grace))
     }
 
-    pub(super) fn is_window_per_device(&self) -> bool {
-        window::is_per_device(&self.policy.windows)
-    }
-
-    /// Whether a window is open that is the same for all devices.
-    pub(super) fn is_window_open(&self, wall: UnixMillis) -> bool {
-        self.is_window_per_device() || window::is_open(&self.policy.windows, wall)
-    }
-
     /// Whether an offer may go out now, to a device whose turn it is.
     pub(super) fn may_offer(&self, now: Now) -> bool {
-        self.is_serving() && self.free_slots(self.slot_limit(now)) > 0 && self.is_window_open(now.wall)
+        self.is_serving() && self.free_slots(self.slot_limit(now)) > 0 && self.window.is_open
     }
 
     /// `max_parallel`, or less while a wave begins: what serves artifacts sees a slope, not a wall.
@@ -214,7 +205,7 @@ impl Rollout {
 
     /// Stands still while no window is open and there is someone to offer the update to.
     pub(super) fn close_window(&mut self, now: Now) -> bool {
-        let closes = self.has_turn() && self.has_candidates() && !self.is_window_open(now.wall);
+        let closes = self.has_turn() && self.has_candidates() && !self.window.is_open;
         if closes {
             self.pause(Reason::WindowClosed, now);
         }
@@ -222,7 +213,7 @@ impl Rollout {
     }
 
     pub(super) fn open_window(&mut self, now: Now) -> bool {
-        let opens = !self.has_turn() || self.is_window_open(now.wall);
+        let opens = !self.has_turn() || self.window.is_open;
         if opens {
             self.enter(DeploymentState::Running, Reason::Unspecified, now);
         }
