@@ -148,14 +148,14 @@ impl Rollout {
         let is_confirming = record.state() == DeviceState::Confirming;
         let is_seen = is_confirming && record.has(flag::TARGET_SEEN);
         match seen.heard {
-            Some(heard) if seen.standing.runs == Runs::Target => {
+            Some(heard) if seen.shows_target_since(record.accepted) => {
                 if !is_seen {
                     self.write(place, |record| {
                         if !is_confirming {
                             record.enter(DeviceState::Confirming, Why::Nothing);
                         }
                         record.put(flag::TARGET_SEEN, true);
-                        record.since = heard.max(record.accepted);
+                        record.since = heard;
                         record.heard = heard.max(record.heard);
                     });
                     if self.head.state == DeploymentState::RollingBack {

@@ -32,7 +32,7 @@ enum Step {
 
 fn natures() -> impl Strategy<Value = Nature> {
     prop_oneof![
-        12 => Just(Nature::Good),
+        20 => Just(Nature::Good),
         2 => Just(Nature::FailsOnce),
         2 => Just(Nature::Fails),
         1 => Just(Nature::Brick),
@@ -88,11 +88,11 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => (place.clone(), any::<bool>()).prop_map(|(at, is)| Step::Maintenance(at, is)),
         1 => (place.clone(), any::<bool>()).prop_map(|(at, is)| Step::Taken(at, is)),
         1 => (place.clone(), any::<bool>()).prop_map(|(at, is)| Step::Window(at, is)),
-        2 => place.clone().prop_map(Step::Revert),
+        5 => place.clone().prop_map(Step::Revert),
         1 => place.clone().prop_map(Step::Remove),
         1 => place.prop_map(Step::Supersede),
         1 => natures().prop_map(Step::Join),
-        1 => (-20 * 3_600 * 1_000..20 * 3_600 * 1_000_i64).prop_map(Step::WallJumps),
+        2 => (-20 * 3_600 * 1_000..20 * 3_600 * 1_000_i64).prop_map(Step::WallJumps),
     ]
 }
 
@@ -101,7 +101,7 @@ fn policies() -> impl Strategy<Value = Policy> {
     let spans = (5..20_u64, 30..90_u64, 0..6_u64, 10..40_u64);
     let retries = (1..4_u32, 1..8_u64);
     let ends = (prop_oneof![Just(0_u64), Just(60)], proptest::option::weighted(0.2, 60..400_u64), 0..2_u64);
-    let flags = (proptest::bool::weighted(0.3), proptest::bool::weighted(0.2), 0..6_u8);
+    let flags = (proptest::bool::weighted(0.3), proptest::bool::weighted(0.2), 0..4_u8);
     (sizes, spans, retries, ends, flags).prop_map(|(sizes, spans, retries, ends, flags)| {
         let second = Duration::from_secs;
         let window = |time_zone: &str| MaintenanceWindow {
