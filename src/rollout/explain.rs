@@ -14,7 +14,7 @@ impl Rollout {
     pub fn message(&self) -> String {
         let is_shut =
             self.head.state == DeploymentState::RollingBack && !self.is_serving_back() && !self.window.is_open;
-        let shut = if is_shut { " No maintenance window is open; with force it goes on outside of them." } else { "" };
+        let shut = if is_shut { " No maintenance window is open; force goes on outside of them." } else { "" };
         format!("{}{shut}", self.head.message())
     }
 
@@ -30,7 +30,10 @@ impl Rollout {
                 let attempt = record.attempt();
                 (
                     "OFFERED",
-                    format!("it is offered the update (attempt {attempt}) and has {left} to accept; the offer is in the reply to its next heartbeat"),
+                    format!(
+                        "it is offered the update (attempt {attempt}) and has {left} to accept; the offer \
+                     is in the reply to its next heartbeat"
+                    ),
                 )
             }
             D::RetryWait => {
@@ -48,7 +51,10 @@ impl Rollout {
                 let left = self.left(record.since.saturating_add(self.limits.confirm));
                 (
                     "CONFIRMING",
-                    format!("it runs the new version, and counts as done when a heartbeat after {left} still shows it"),
+                    format!(
+                        "it runs the new version, and counts as done when a heartbeat after {left} still \
+                     shows it"
+                    ),
                 )
             }
             D::Confirming => {
@@ -146,12 +152,21 @@ fn explain_ended(record: &Record) -> (&'static str, String) {
         D::Succeeded => format!("it runs the new version, since attempt {attempt}"),
         D::Failed => format!("it said that attempt {attempt} failed; see what it said, then RetryFailed"),
         D::TimedOut => match code {
-            "ACCEPT_TIMEOUT" => format!("it got the offer of attempt {attempt} and did not accept it in time; RetryFailed queues it again"),
-            "NOT_CONFIRMED" => format!("it said that attempt {attempt} was done, and never showed the new version; RetryFailed queues it again"),
+            "ACCEPT_TIMEOUT" => format!(
+                "it got the offer of attempt {attempt} and did not accept it in time; \
+             RetryFailed queues it again"
+            ),
+            "NOT_CONFIRMED" => format!(
+                "it said that attempt {attempt} was done, and never showed the new \
+             version; RetryFailed queues it again"
+            ),
             _ => format!("it accepted attempt {attempt} and was not done in time; RetryFailed queues it again"),
         },
         D::Rejected => format!("it declined attempt {attempt}; see what it said, then RetryFailed"),
-        D::Vanished => format!("it went silent after accepting attempt {attempt}: look after it; it counts as failed until it shows the new version"),
+        D::Vanished => format!(
+            "it went silent after accepting attempt {attempt}: look after it; it counts as \
+         failed until it shows the new version"
+        ),
         D::Reverted => "it ran the new version, and went back to another one; RetryFailed queues it again".into(),
         D::AlreadyInstalled => "it runs the version already".into(),
         D::Incompatible => "no artifact of the update fits it".into(),
@@ -190,13 +205,17 @@ impl Head {
             ),
             S::Succeeded => match self.counts.get(D::Held) {
                 0 => format!("{succeeded} of {total} devices run the new version."),
-                held => format!("{succeeded} of {total} devices run the new version; {held} could not be reached in time, and were left out."),
+                held => format!(
+                    "{succeeded} of {total} devices run the new version; {held} could not be \
+                 reached in time, and were left out."
+                ),
             },
             S::Failed if succeeded == 0 && self.attempted == 0 => {
                 format!("None of {total} devices could be reached.")
             }
             S::Failed => format!(
-                "{} of {} attempted devices failed ({:.1} %), more than {} %; {succeeded} of {total} run the new version.",
+                "{} of {} attempted devices failed ({:.1} %), more than {} %; {succeeded} of {total} run the \
+                 new version.",
                 self.failed,
                 self.attempted,
                 self.failure_percentage(),
@@ -253,25 +272,32 @@ impl Head {
                 let whose = whose.map_or_else(String::new, |wave| format!(" of wave {:?}", wave.name));
                 let silent = if vanished > 0 { format!(", {vanished} of them silent") } else { String::new() };
                 format!(
-                    "{failed} of {attempted} attempted devices{whose} failed{silent}, which the limit of {} % does not allow. Look into it, then RollbackDeployment, or ResumeDeployment with acknowledge_failures.",
+                    "{failed} of {attempted} attempted devices{whose} failed{silent}, which the limit of {} % \
+                     does not allow. Look into it, then RollbackDeployment, or ResumeDeployment with \
+                     acknowledge_failures.",
                     self.max_failure_percentage
                 )
             }
             Reason::AnalysisFailed => format!(
-                "Wave {name:?} failed its gates: {}. RollbackDeployment, or ResumeDeployment to measure again, or with acknowledge_failures to pass it.",
+                "Wave {name:?} failed its gates: {}. RollbackDeployment, or ResumeDeployment to measure again, \
+                 or with acknowledge_failures to pass it.",
                 wave.map_or_else(String::new, |wave| gates_with(wave, Verdict::Failed))
             ),
             Reason::Inconclusive if wave.is_some_and(|wave| wave.state == WaveState::Analyzing) => format!(
-                "Wave {name:?} could not be judged: {}. ResumeDeployment measures again, or passes it with acknowledge_failures.",
+                "Wave {name:?} could not be judged: {}. ResumeDeployment measures again, or passes it with \
+                 acknowledge_failures.",
                 wave.map_or_else(String::new, |wave| gates_with(wave, Verdict::Inconclusive))
             ),
             Reason::Inconclusive => format!(
-                "Wave {name:?} ended without a device that succeeded ({} could not be reached), so nothing is known of the update. ResumeDeployment tries again, or goes on with acknowledge_failures.",
+                "Wave {name:?} ended without a device that succeeded ({} could not be reached), so nothing is \
+                 known of the update. ResumeDeployment tries again, or goes on with acknowledge_failures.",
                 wave.map_or(0, |wave| wave.counts.get(D::Held))
             ),
             Reason::WindowClosed => "No maintenance window is open; it goes on by itself when one opens.".into(),
             Reason::Deadline => {
-                "It took longer than its deadline; ResumeDeployment goes on without one, CancelDeployment ends it.".into()
+                "It took longer than its deadline; ResumeDeployment goes on without one, CancelDeployment ends \
+                 it."
+                .into()
             }
         }
     }

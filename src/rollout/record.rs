@@ -109,7 +109,7 @@ pub struct Record {
     pub(super) offered: u64,
     /// When it accepted; only with [`flag::ACCEPTED`].
     pub(super) accepted: u64,
-    /// When it was last heard from, while it works, exact to half of `vanish_timeout`; the end of its attempt after that.
+    /// When it was last heard from, while it works, exact to half of `vanish_timeout`; then the end of its attempt.
     pub(super) heard: u64,
     /// CONFIRMING: since when it shows the version. RETRY_WAIT: until when it waits. Else when the state was reached.
     pub(super) since: u64,

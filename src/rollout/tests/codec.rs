@@ -71,7 +71,13 @@ fn the_median_is_within_its_bucket_and_the_rate_is_of_ten_minutes() {
 
 proptest! {
     #[test]
-    fn a_record_comes_back_whole(words in any::<[u64; 4]>(), attempt in any::<u32>(), shorts in any::<[u16; 4]>(), state in 0..25_u8, why in 0..16_u8) {
+    fn a_record_comes_back_whole(
+        words in any::<[u64; 4]>(),
+        attempt in any::<u32>(),
+        shorts in any::<[u16; 4]>(),
+        state in 0..25_u8,
+        why in 0..16_u8,
+    ) {
         let mut bytes = vec![1];
         words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
         bytes.extend(attempt.to_le_bytes());
@@ -83,7 +89,10 @@ proptest! {
     }
 
     #[test]
-    fn a_set_of_places_is_a_set(changes in proptest::collection::vec((any::<bool>(), 0..20_u32, 0..70_u32), 0..300), from in 0..1_100_000_u32) {
+    fn a_set_of_places_is_a_set(
+        changes in proptest::collection::vec((any::<bool>(), 0..20_u32, 0..70_u32), 0..300),
+        from in 0..1_100_000_u32,
+    ) {
         let mut set = PlaceSet::default();
         let mut naive = BTreeSet::new();
         for (is_in, far, near) in changes {
@@ -108,7 +117,9 @@ proptest! {
     }
 
     #[test]
-    fn timers_come_due_in_order(changes in proptest::collection::vec((0..20_u32, proptest::option::of(0..50_u64)), 0..100)) {
+    fn timers_come_due_in_order(
+        changes in proptest::collection::vec((0..20_u32, proptest::option::of(0..50_u64)), 0..100),
+    ) {
         let mut timers = Timers::default();
         let mut naive = std::collections::BTreeMap::new();
         for (place, due) in changes {
@@ -119,7 +130,8 @@ proptest! {
             };
             prop_assert_eq!(timers.first(), naive.values().min().copied());
         }
-        let mut due: Vec<(u64, Place)> = naive.iter().filter(|(_, due)| **due <= 25).map(|(place, due)| (*due, *place)).collect();
+        let is_due = |(_, due): &(&Place, &u64)| **due <= 25;
+        let mut due: Vec<(u64, Place)> = naive.iter().filter(is_due).map(|(place, due)| (*due, *place)).collect();
         due.sort_unstable();
         let popped: Vec<Place> = std::iter::from_fn(|| timers.pop_due(25)).collect();
         prop_assert!(popped.into_iter().eq(due.into_iter().map(|(_, place)| place)));
