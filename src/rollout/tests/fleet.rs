@@ -24,6 +24,8 @@ pub enum Nature {
     Mute,
     /// Runs something else in the end.
     Stranger,
+    /// Its reports are lost until it installs.
+    Mumbles,
 }
 
 #[derive(Clone, Debug)]
@@ -132,6 +134,11 @@ impl Sim {
             self.history.attempted.clear();
             self.history.failed.clear();
             self.history.is_braked = false;
+        }
+        if let (Event::Report { place, attempt, .. }, Ok(())) = (&event, &result) {
+            // Whoever reports has read its offer.
+            let device = &mut self.devices[*place as usize];
+            device.slot = device.slot.filter(|(offered, _)| offered != attempt);
         }
         let effects = self.rollout.take_effects();
         let mut seen = BTreeSet::new();
@@ -256,12 +263,25 @@ impl Sim {
                 assert!(stands, "no offer stands while nothing may be offered: {place} {record:?} {state:?}");
                 assert_eq!(self.history.open_offer.get(&place), Some(&record.attempt()));
             }
+            let device = &self.devices[place as usize];
+            match device.slot {
+                Some((attempt, _)) => {
+                    assert!(
+                        record.is_offered() && record.attempt() == attempt,
+                        "what is void is taken back: {record:?}"
+                    );
+                }
+                None if record.is_offered() => assert!(matches!(device.nature, Nature::Mute | Nature::Mumbles)),
+                None => {}
+            }
             if record.is_active() {
                 assert!(self.rollout.has_timer(place), "no device is forgotten: {place} {record:?}");
             }
         }
         self.rollout.assert_counts_are_exact();
         assert!(!self.rollout.message().is_empty());
+        let (code, sentence) = self.rollout.explain(self.now.watched as Place % records.len().max(1) as Place);
+        assert!(!code.is_empty() && !sentence.is_empty(), "every device has a reason");
     }
 
     /// A step that is crashed at and gone through again comes to the same.
@@ -343,7 +363,7 @@ impl Sim {
                     device.slot = None;
                     let _ = self.say(place, attempt, Said::Rejected);
                 }
-                Nature::Mute => {
+                Nature::Mute | Nature::Mumbles => {
                     device.slot = None;
                     device.job = Some(Job { attempt, is_rollback, stage: Said::Accepted });
                 }
@@ -398,8 +418,12 @@ impl Sim {
             }
         };
         device.job = Some(Job { stage: next, ..job }).filter(|_| !matches!(next, Said::Failed | Said::Succeeded));
-        let is_mute = nature == Nature::Mute;
-        if !is_mute && self.say(place, attempt, next).is_err() && (next as i32) < Said::Installing as i32 {
+        let is_lost = nature == Nature::Mumbles && (next as i32) < Said::Installing as i32;
+        if nature != Nature::Mute
+            && !is_lost
+            && self.say(place, attempt, next).is_err()
+            && (next as i32) < Said::Installing as i32
+        {
             // Told to stop before it installs, it does.
             self.devices[place as usize].job = None;
         }

@@ -42,6 +42,7 @@ fn natures() -> impl Strategy<Value = Nature> {
         1 => Just(Nature::Ignores),
         1 => Just(Nature::Mute),
         1 => Just(Nature::Stranger),
+        2 => Just(Nature::Mumbles),
     ]
 }
 
