@@ -1,7 +1,10 @@
 //! What operators may order when.
 use super::*;
 
-const STATES: [(&str, fn() -> Run); 9] = [
+/// A deployment in each state, by its name.
+type Example = (&'static str, fn() -> Run);
+
+const STATES: [Example; 9] = [
     ("AWAITING_APPROVAL", || Run::of(Policy { require_approval: true, ..policy() }, &[1, 1])),
     ("SCHEDULED", || {
         let start_at = Some(UnixMillis::from_millis_clamped(NOON + 1_000));
