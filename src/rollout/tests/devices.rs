@@ -135,11 +135,12 @@ fn an_offer_that_was_read_lapses_and_one_that_was_not_is_taken_back() {
     assert_eq!((run.state(1), run.rollout.record(1).reason_code()), (D::Held, "OFFLINE"));
     assert_eq!(run.rollout.head().attempted, 1);
     assert_eq!(run.revoked(), [(0, 1), (1, 1)]);
-    // One that is known to be gone does not hold its slot that long.
+    // One that is known to be gone does not hold its slot that long, unless it took the offer along.
     let mut run = one();
     run.pass(MINUTE);
+    run.stand(1, Standing { silent_for: Some(30 * SECOND), ..offline() });
     run.stand(2, offline());
-    assert_eq!(run.state(2), D::Held);
+    assert_eq!((run.state(1), run.state(2)), (D::Offered, D::Held));
 }
 
 #[test]
@@ -167,10 +168,12 @@ fn nothing_is_late_because_the_wall_clock_jumped() {
         run.stand(0, online(Runs::Before));
         assert_eq!((run.state(0), run.state(1)), (D::Accepted, D::Offered));
     }
-    // Nor because watched time is told wrong.
+    // Nor because watched time is told wrong: it never goes back.
+    let watched = run.rollout.head().watched;
     run.now.watched = 0;
-    run.tick();
-    assert_eq!(run.state(0), D::Accepted);
+    run.say(1, Said::Accepted).unwrap();
+    assert_eq!((run.state(0), run.state(1)), (D::Accepted, D::Accepted));
+    assert_eq!((run.rollout.head().watched, run.rollout.record(1).accepted_at()), (watched, Some(watched)));
 }
 
 #[test]

@@ -136,6 +136,7 @@ impl Sim {
             self.history.is_braked = false;
         }
         if let (Event::Report { place, attempt, .. }, Ok(())) = (&event, &result) {
+            assert_eq!(self.history.last_attempt.get(place), Some(attempt), "only the last offer's number counts");
             // Whoever reports has read its offer.
             let device = &mut self.devices[*place as usize];
             device.slot = device.slot.filter(|(offered, _)| offered != attempt);
@@ -159,9 +160,10 @@ impl Sim {
             Action::Offer { place, attempt, accept_before, finish_before, is_rollback } => {
                 let last = history.last_attempt.insert(place, attempt).unwrap_or(0);
                 assert!(attempt > last, "attempts grow: {attempt} after {last}");
-                assert_eq!(history.open_offer.insert(place, attempt), None, "one offer at a time");
                 assert!(!history.accepted.contains(&(place, attempt)), "no attempt is offered twice");
                 assert!(is_rollback || !history.is_braked, "nothing is offered after the brake");
+                assert_eq!(history.open_offer.insert(place, attempt), None, "one offer at a time");
+                self.check_turn(place, is_rollback);
                 assert!(accept_before > self.now.watched && finish_before > accept_before);
                 self.devices[place as usize].slot = Some((attempt, is_rollback));
             }
@@ -207,14 +209,48 @@ impl Sim {
                     history.is_braked = true;
                 }
             }
-            Action::TellWave { from, to, .. } => assert_ne!(from, to),
+            Action::TellWave { wave, from, to } => {
+                assert_ne!(from, to);
+                if from == WaveState::Running && matches!(to, WaveState::Soaking | WaveState::Done) {
+                    self.check_end_of_running(wave, to);
+                }
+            }
         }
     }
 
+    /// Offers go to waves whose turn it is; on the way back, to the last wave that has someone to go.
+    fn check_turn(&self, place: Place, is_rollback: bool) {
+        let head = self.rollout.head();
+        let wave = self.rollout.record(place).wave();
+        if !is_rollback {
+            let state = head.waves[head.current].state;
+            assert!(wave <= head.current && (state == WaveState::Running || head.is_trailing()), "its turn has come");
+            return;
+        }
+        for other in 0..self.rollout.place_count() as Place {
+            let other = self.rollout.record(other);
+            let is_ready = other.state() == DeviceState::RollbackQueued && other.reason_code().is_empty();
+            let goes = is_ready || other.state() == DeviceState::RollingBack;
+            assert!(!goes || other.wave() <= wave, "later waves go back first");
+        }
+    }
+
+    /// What a wave must have shown to pass.
+    fn check_end_of_running(&self, wave: usize, to: WaveState) {
+        let head = &self.rollout.head().waves[wave];
+        let is_last = wave + 1 == self.work.len();
+        let has_success = head.counts.get(DeviceState::Succeeded) > 0;
+        if to == WaveState::Soaking {
+            assert!(has_success, "no evidence never passes");
+        } else {
+            assert!(has_success || is_last || head.is_waived || self.work[wave] == 0, "no evidence never passes");
+        }
+        assert!(!self.is_breached(wave, true), "a wave that is too small a sample passes without a failure only");
+    }
+
     /// The documented rule, counted over from the history: the wave whose turn it is, then the whole.
-    fn is_breached(&self, at_end: bool) -> bool {
+    fn is_breached(&self, current: usize, at_end: bool) -> bool {
         let policy = self.rollout.policy();
-        let current = self.rollout.head().current;
         let judge = |total: usize, attempted: usize, failed: usize| {
             let limit = policy.max_failure_percentage;
             let min = policy.min_attempted as usize;
@@ -248,10 +284,14 @@ impl Sim {
 
         let stands_by_failures = state == S::Paused && matches!(reason, Reason::FailureThreshold | Reason::Vanished);
         if matches!(state, S::Running | S::Paused) && !stands_by_failures {
-            assert!(!self.is_breached(false), "the brake is not late: {event:?} {:?} {head:?}", self.history);
+            assert!(
+                !self.is_breached(head.current, false),
+                "the brake is not late: {event:?} {:?} {head:?}",
+                self.history
+            );
         }
         if stands_by_failures && !self.history.is_braked {
-            assert!(self.is_breached(true), "the brake has a reason: {event:?} {head:?}");
+            assert!(self.is_breached(head.current, true), "the brake has a reason: {event:?} {head:?}");
             let failed = head.breach.as_ref().unwrap().sample;
             assert_eq!(reason == Reason::Vanished, failed.vanished * 2 > failed.failed);
             self.history.is_braked = true;

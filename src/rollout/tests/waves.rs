@@ -51,6 +51,8 @@ fn a_canary_soaks_is_measured_and_goes_on_by_itself() {
     assert_eq!(until.wall().as_millis() - run.now.wall.as_millis(), (until.watched - run.now.watched) as i64);
     run.pass(until.watched - run.now.watched - 1);
     assert_eq!((run.wave_states(), run.offer().len()), (vec![W::Soaking, W::Pending], 0));
+    run.order(Order::RetryFailed { places: None }).unwrap();
+    assert_eq!(run.rollout.wanted(run.now, 100), [] as [Place; 0], "nobody is asked in vain");
     run.pass(1);
     assert_eq!(run.wave_states(), [W::Analyzing, W::Pending]);
     run.pass(MINUTE);
