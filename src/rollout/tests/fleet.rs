@@ -227,6 +227,7 @@ impl Sim {
             assert!(wave <= head.current && (state == WaveState::Running || head.is_trailing()), "its turn has come");
             return;
         }
+        assert!(head.rollback.as_ref().is_some_and(|rollback| !rollback.is_braked), "the way back has a brake too");
         for other in 0..self.rollout.place_count() as Place {
             let other = self.rollout.record(other);
             let is_ready = other.state() == DeviceState::RollbackQueued && other.reason_code().is_empty();

@@ -104,6 +104,7 @@ fn too_many_that_cannot_go_back_brake_the_rollback() {
     assert_eq!(run.states()[1..4], [D::RollbackFailed, D::RollbackFailed, D::RollbackQueued]);
     assert_eq!(run.whole().0, DeploymentState::RollingBack, "one is on its way");
     assert_eq!(code(run.say(3, Said::Accepted)), "OFFER_REVOKED");
+    assert_eq!(offer_back(&mut run), [0], "no other than the one on its way");
     go_back(&mut run, 0);
     assert_eq!(run.whole().0, DeploymentState::RollbackIncomplete);
     assert_eq!(run.rollout.message(), "1 devices are back, 2 could not go back, 5 were not reached: look after those.");
