@@ -51,8 +51,6 @@ fn a_canary_soaks_is_measured_and_goes_on_by_itself() {
     assert_eq!(until.wall().as_millis() - run.now.wall.as_millis(), (until.watched - run.now.watched) as i64);
     run.pass(until.watched - run.now.watched - 1);
     assert_eq!((run.wave_states(), run.offer().len()), (vec![W::Soaking, W::Pending], 0));
-    run.order(Order::RetryFailed { places: None }).unwrap();
-    assert_eq!(run.rollout.wanted(run.now, 100), [] as [Place; 0], "nobody is asked in vain");
     run.pass(1);
     assert_eq!(run.wave_states(), [W::Analyzing, W::Pending]);
     run.pass(MINUTE);
@@ -64,6 +62,21 @@ fn a_canary_soaks_is_measured_and_goes_on_by_itself() {
     assert_eq!(run.rollout.waves()[0].gate_results, verdict(Verdict::Passed));
     run.update_all();
     assert_eq!(run.whole().0, DeploymentState::Succeeded);
+}
+
+#[test]
+fn a_device_that_comes_back_while_its_wave_soaks_waits_for_the_next_one() {
+    let mut run = canary(true);
+    run.stand(2, offline());
+    run.update_all();
+    assert_eq!(run.wave_states(), [W::Soaking, W::Pending]);
+    run.stand(2, online(Runs::Before));
+    assert_eq!((run.state(2), run.rollout.explain(2).0), (DeviceState::Queued, "WAITS_FOR_WAVE"));
+    assert_eq!(run.rollout.wanted(run.now, 100), [] as [Place; 0], "nobody is asked in vain");
+    assert_eq!(run.offer().len(), 0);
+    run.pass(61 * MINUTE);
+    run.take(Event::Measured { wave: 0, results: verdict(Verdict::Passed) });
+    assert_eq!(run.offer(), [2, 3, 4, 5, 6, 7]);
 }
 
 #[test]
