@@ -1,7 +1,7 @@
 //! The registry of record: which devices exist and what they were told, apart from what they report.
 //!
 //! The rest of the server sees [`Store`], an object-safe trait made of one small trait a subject ([`DeviceStore`],
-//! [`CommandStore`], [`SettingStore`]; updates, deployments, keys and webhooks join as traits and migrations of their own).
+//! [`CommandStore`], [`UpdateStore`], [`SettingStore`]; keys and webhooks join as traits and migrations of their own).
 //! Behind it stands [`sqlite`], the only folder that knows SQL. Heartbeats never come here: a device's `last_seen`
 //! is written when it goes offline.
 //!
@@ -44,7 +44,7 @@ pub type StoreFuture<T> = Answer<Result<T, StoreError>>;
 pub type DeviceChange = Box<dyn FnOnce(&Device) -> Option<Device> + Send>;
 
 /// Everything that the server keeps; share it as `Arc<dyn Store>`.
-pub trait Store: DeviceStore + CommandStore + SettingStore {
+pub trait Store: DeviceStore + CommandStore + SettingStore + UpdateStore {
     /// Counters for `/metrics`.
     fn stats(&self) -> StoreStats;
 }
