@@ -102,7 +102,7 @@ pub fn save(connection: &Connection, deployment: i64, devices: &[DeploymentDevic
         "UPDATE deployment_devices SET device_id = ?2, state = ?3, record = ?4, from_version = ?5, message = ?6, \
          offered_at = ?7, updated_at = ?8 WHERE key = ?1",
     )?;
-    let mut counts = Counts::new();
+    let (mut counts, mut joiners) = (Counts::new(), Vec::new());
     for device in devices {
         let key = key(deployment, device.place);
         let found = find
@@ -114,8 +114,7 @@ pub fn save(connection: &Connection, deployment: i64, devices: &[DeploymentDevic
             })
             .optional()?;
         let Some((state, other)) = found else {
-            add(connection, deployment, device)?;
-            *counts.entry(device.state).or_default() += 1;
+            joiners.push(device);
             continue;
         };
         update.execute(params![
@@ -135,16 +134,25 @@ pub fn save(connection: &Connection, deployment: i64, devices: &[DeploymentDevic
             *counts.entry(device.state).or_default() += 1;
         }
     }
-    add_counts(connection, deployment, &counts)
+    add_counts(connection, deployment, &counts)?;
+    joiners.into_iter().try_for_each(|device| add(connection, deployment, device))
 }
 
+/// Adds a device whose place was free before this step. The counts must be true by now: whoever is there is found by
+/// them.
 fn add(connection: &Connection, deployment: i64, device: &DeploymentDevice) -> Result<(), JobError> {
-    if place_of(connection, deployment, &device.device_id)?.is_some() {
-        return Err(misuse(Misuse::TwoPlaces(device.device_id.clone())));
+    match place_of(connection, deployment, &device.device_id)? {
+        None => {}
+        // The step named it before: the last one counts.
+        Some(place) if place == device.place => {
+            return save(connection, deployment, std::slice::from_ref(device));
+        }
+        Some(_) => return Err(misuse(Misuse::TwoPlaces(device.device_id.clone()))),
     }
     insert(connection, deployment, std::slice::from_ref(device))?;
     let entry = Entry { state: device.state, device_id: device.device_id.clone(), place: device.place };
-    insert_entries(connection, deployment, &[entry])
+    insert_entries(connection, deployment, &[entry])?;
+    add_counts(connection, deployment, &Counts::from([(device.state, 1)]))
 }
 
 fn move_entry(
