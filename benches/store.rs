@@ -5,6 +5,7 @@
 //! `cargo bench --bench store -- deployments` leaves out all but the deployment. The
 //! directory is a fresh one below the target folder (not /tmp, which may be memory): an fsync has to cost what it
 //! costs.
+use std::cell::Cell;
 use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -118,13 +119,13 @@ async fn keep_deployment(store: &Arc<dyn Store>, count: usize) -> String {
     let devices = (0..count).map(|place| member(place, count, 1)).collect();
     let start = Instant::now();
     let mut create = store.create_deployment(deployment, devices);
-    let (mut writes, mut longest) = (0, 0.0_f64);
+    let (writes, longest) = (Cell::new(0), Cell::new(0.0_f64));
     let other = async {
         loop {
             let start = Instant::now();
             store.set_setting("n", vec![0]).await.unwrap();
-            writes += 1;
-            longest = longest.max(start.elapsed().as_secs_f64());
+            writes.set(writes.get() + 1);
+            longest.set(longest.get().max(start.elapsed().as_secs_f64()));
         }
     };
     let mut other = std::pin::pin!(other);
@@ -136,10 +137,11 @@ async fn keep_deployment(store: &Arc<dyn Store>, count: usize) -> String {
     .await
     .unwrap();
     println!(
-        "create_deployment, {count:>7}      {:>9.2} s   {} transactions, {writes} other writes between, {:.0} ms the longest",
+        "create_deployment, {count:>7}      {:>9.2} s   {} transactions, {} other writes between, {:.0} ms the longest",
         start.elapsed().as_secs_f64(),
         store.stats().transactions - before,
-        longest * 1e3,
+        writes.get(),
+        longest.get() * 1e3,
     );
     record.id
 }
