@@ -2,6 +2,7 @@
 //! them without breaking them. ARCHITECTURE.md follows one heartbeat through these modules.
 pub mod actors;
 pub mod app;
+pub mod artifacts;
 pub mod auth;
 pub mod clock;
 pub mod commands;

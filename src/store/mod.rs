@@ -1,13 +1,14 @@
 //! The registry of record: which devices exist and what they were told, apart from what they report.
 //!
 //! The rest of the server sees [`Store`], an object-safe trait made of one small trait a subject ([`DeviceStore`],
-//! [`CommandStore`], [`SettingStore`]; updates, deployments, keys and webhooks join as traits and migrations of their own).
+//! [`CommandStore`], [`BinaryStore`], [`SettingStore`]; updates, deployments, keys and webhooks join as traits and migrations of their own).
 //! Behind it stands [`sqlite`], the only folder that knows SQL. Heartbeats never come here: a device's `last_seen`
 //! is written when it goes offline.
 //!
 //! A write is acknowledged when it is durable: neither a killed process nor a power cut takes it back (see
 //! [`sqlite`] for what that costs). A write that is answered with an error may still have happened if the error is
 //! [`StoreError::Backend`]; after all others it has not.
+mod binary;
 mod command;
 mod device;
 mod error;
@@ -17,6 +18,7 @@ mod update;
 use std::future::Future;
 use std::pin::Pin;
 
+pub use binary::{BinaryRecord, BinaryStore, NewBinary};
 pub use command::{
     Canceled, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery, Exchange, NewCommand,
     Report, Sent, Swept,
@@ -44,7 +46,7 @@ pub type StoreFuture<T> = Answer<Result<T, StoreError>>;
 pub type DeviceChange = Box<dyn FnOnce(&Device) -> Option<Device> + Send>;
 
 /// Everything that the server keeps; share it as `Arc<dyn Store>`.
-pub trait Store: DeviceStore + CommandStore + SettingStore {
+pub trait Store: DeviceStore + CommandStore + BinaryStore + SettingStore {
     /// Counters for `/metrics`.
     fn stats(&self) -> StoreStats;
 }

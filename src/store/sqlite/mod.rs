@@ -6,6 +6,7 @@
 //!
 //! To add a subject: a numbered file in `migrations/`, a trait in `crate::store`, and a file beside
 //! `devices` that implements it with `SqliteStore::read` and `SqliteStore::write`.
+mod binaries;
 #[cfg(test)]
 mod command_tests;
 mod commands;
