@@ -1,6 +1,6 @@
 //! What runs, in which order it starts, and in which order it stops.
 //!
-//! Start: data directory, registry, journal, ClickHouse, writer, device directory, front door. Stop is the reverse:
+//! Start: data directory, registry, journal, ClickHouse, writer, device directory, artifacts, front door. Stop is the reverse:
 //! no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
 //! that could not be kept.
 use std::io::Write as _;
@@ -18,6 +18,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
+use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
 use crate::data_dir::{DataDir, DataDirError};
@@ -25,6 +26,7 @@ use crate::engine::{EngineError, EngineOptions, EngineProcess};
 use crate::events::Events;
 use crate::fleet::{Description, FleetQueries};
 use crate::http::access::Access;
+use crate::http::binary_service::{BinariesError, BinaryService};
 use crate::http::command_service::CommandCounters;
 use crate::http::device_service::DeviceService;
 use crate::http::front;
@@ -63,6 +65,12 @@ pub enum AppError {
     Store(#[from] StoreError),
     #[error("page tokens cannot be made")]
     Tokens(#[from] TokensError),
+    #[error("the artifact store does not open")]
+    Artifacts(#[from] BlobError),
+    #[error("the files of updates cannot be served")]
+    Binaries(#[from] BinariesError),
+    #[error("download URLs cannot be signed")]
+    Urls(#[from] UrlsError),
     #[error("no admin key")]
     AdminKey(#[from] AdminKeyError),
     #[error("the journal does not open")]
@@ -217,6 +225,15 @@ impl Server {
             .map_err(|source| AppError::System { operation: "start the threads of queries", source })?;
 
         let (stopping, is_stopping) = watch::channel(false);
+        let access = Arc::new(Access::new(admin, directory.clone(), store.clone(), config.rate_limits));
+        let artifacts = match config.artifact_store {
+            Some(url) => StoreTarget::Bucket(url),
+            None => StoreTarget::Folder(data_dir.join("artifacts")),
+        };
+        let blobs = BlobStore::open(&artifacts).await?;
+        let public_url = config.public_url.unwrap_or_else(|| format!("http://{address}"));
+        let urls = DownloadUrls::load_or_create(&*store, &public_url).await?;
+        let binaries = BinaryService::start(access.clone(), store.clone(), blobs, urls, is_stopping.clone()).await?;
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
@@ -225,11 +242,12 @@ impl Server {
             commands: commands.clone(),
             events: events.clone(),
             queries: queries.clone(),
+            transfers: binaries.counters.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
         let devices = DeviceService {
-            access: Access::new(admin, directory.clone(), store.clone(), config.rate_limits),
+            access,
             directory,
             store: store.clone(),
             metrics,
@@ -240,7 +258,8 @@ impl Server {
             stopping: is_stopping.clone(),
         };
         let (companions, health) = rpc::companions();
-        let gateway = Gateway::new(FleetRpc::new(Arc::new(devices)), companions, Arc::new(operations));
+        let gateway =
+            Gateway::new(FleetRpc::new(Arc::new(devices), Arc::new(binaries)), companions, Arc::new(operations));
         let front = front::serve(listener, config.workers, gateway, is_stopping)
             .map_err(|source| AppError::Listen { address, source })?;
         let handle = front.handle();

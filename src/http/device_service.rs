@@ -30,7 +30,7 @@ pub const BATCH_REGISTER_DEVICES: &str = "fleetd.v1.DeviceService/BatchRegisterD
 pub const GET_DEVICE: &str = "fleetd.v1.DeviceService/GetDevice";
 
 pub struct DeviceService {
-    pub access: Access,
+    pub access: Arc<Access>,
     pub directory: DeviceDirectory,
     pub store: Arc<dyn Store>,
     pub metrics: Metrics,

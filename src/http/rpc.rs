@@ -7,7 +7,9 @@ use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use connectrpc::dispatcher::{Dispatcher, MethodDescriptor, RequestStream, StreamingResult, UnaryResult};
-use connectrpc::{CodecFormat, ConnectError, EncodedBody, EncodedResponse, Payload, RequestContext, Response, Router};
+use connectrpc::{
+    CodecFormat, ConnectError, EncodedBody, EncodedResponse, Limits, Payload, RequestContext, Response, Router,
+};
 use connectrpc_health::StaticChecker;
 use connectrpc_reflection::Reflector;
 use fleetd_proto::{json, Method, MethodKind, METHODS};
@@ -16,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 
 use super::access::Call;
+use super::binary_service::{self as binaries, BinaryService};
 use super::command_service;
 use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
@@ -29,17 +32,24 @@ use crate::error::{ApiError, ErrorCode};
 #[derive(Clone)]
 pub struct FleetRpc {
     devices: Arc<DeviceService>,
+    binaries: Arc<BinaryService>,
 }
 
 static DESCRIPTORS: LazyLock<HashMap<&'static str, MethodDescriptor>> =
     LazyLock::new(|| METHODS.iter().map(|method| (method.path, descriptor(method))).collect());
 
 fn descriptor(method: &Method) -> MethodDescriptor {
-    match method.kind {
+    let descriptor = match method.kind {
         MethodKind::Unary => MethodDescriptor::unary(method.no_side_effects),
         MethodKind::ServerStreaming => MethodDescriptor::server_streaming(),
         MethodKind::ClientStreaming => MethodDescriptor::client_streaming(),
         MethodKind::BidiStreaming => MethodDescriptor::bidi_streaming(),
+    };
+    match method.path {
+        binaries::UPLOAD_BINARY => {
+            descriptor.with_limits(Limits::default().with_max_message_size(binaries::MAX_UPLOAD_MESSAGE_BYTES))
+        }
+        _ => descriptor,
     }
 }
 
@@ -61,12 +71,16 @@ pub fn companions() -> (Router, Arc<StaticChecker>) {
 }
 
 impl FleetRpc {
-    pub fn new(devices: Arc<DeviceService>) -> Self {
-        Self { devices }
+    pub fn new(devices: Arc<DeviceService>, binaries: Arc<BinaryService>) -> Self {
+        Self { devices, binaries }
     }
 
     pub(super) fn devices(&self) -> &Arc<DeviceService> {
         &self.devices
+    }
+
+    pub(super) fn binaries(&self) -> &Arc<BinaryService> {
+        &self.binaries
     }
 }
 
@@ -89,9 +103,9 @@ macro_rules! unary {
     }};
 }
 
-/// One arm of [`Dispatcher::call_server_streaming`]: decode, call, hand the stream on.
+/// One arm of [`Dispatcher::call_server_streaming`]: decode, call, hand the stream on as `$respond` makes it.
 macro_rules! streaming {
-    ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr) => {{
+    ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr, $respond:expr) => {{
         let service = Arc::clone($service);
         Box::pin(async move {
             let mut call = Call::from_context(&$context);
@@ -101,7 +115,7 @@ macro_rules! streaming {
                 Err(error) => Err(service.access.undecodable(&mut call, error)),
             };
             answer
-                .map(streamed)
+                .map($respond)
                 .map_err(|error| wire::connect_error(call.sign(error), call.quota.as_ref(), facts.as_ref()))
         })
     }};
@@ -140,7 +154,14 @@ impl Dispatcher for FleetRpc {
         format: CodecFormat,
     ) -> StreamingResult {
         match path {
-            event_service::STREAM_EVENTS => streaming!(&self.devices, stream_events, context, request, format),
+            event_service::STREAM_EVENTS => {
+                streaming!(&self.devices, stream_events, context, request, format, streamed)
+            }
+            binaries::DOWNLOAD_BINARY => {
+                // Files of updates are compressed already, or it is their format's business.
+                let uncompressed = |messages| Response::new(messages).compress(false);
+                streaming!(&self.binaries, download, context, request, format, uncompressed)
+            }
             _ => {
                 let refusal = self.not_served(path, &context);
                 Box::pin(async move { Err(refusal) })
@@ -152,9 +173,19 @@ impl Dispatcher for FleetRpc {
         &self,
         path: &str,
         context: RequestContext,
-        _: RequestStream,
-        _: CodecFormat,
+        messages: RequestStream,
+        format: CodecFormat,
     ) -> UnaryResult {
+        if path == binaries::UPLOAD_BINARY {
+            let service = Arc::clone(&self.binaries);
+            return Box::pin(async move {
+                let mut call = Call::from_context(&context);
+                match service.upload(&mut call, messages, format).await {
+                    Ok(message) => respond(&message, &call, format),
+                    Err(error) => Err(wire::connect_error(call.sign(error), call.quota.as_ref(), None)),
+                }
+            });
+        }
         let refusal = self.not_served(path, &context);
         Box::pin(async move { Err(refusal) })
     }
@@ -199,6 +230,19 @@ where
             .map_err(|error| ApiError::invalid_argument(format!("the request is not valid protobuf: {error}"))),
         // `connectrpc` may learn further formats; it offers none that it was not asked for.
         other => Err(ApiError::new(ErrorCode::Unimplemented, format!("messages in {other} are not understood"))),
+    }
+}
+
+/// As [`decode`], with byte fields that share the message's memory in place of copies: for messages that are mostly
+/// such a field, and are dropped soon.
+pub(super) fn decode_sharing<M>(bytes: Bytes, format: CodecFormat) -> Result<M, ApiError>
+where
+    M: prost::Message + Default + DeserializeOwned,
+{
+    match format {
+        CodecFormat::Proto => M::decode(bytes)
+            .map_err(|error| ApiError::invalid_argument(format!("the request is not valid protobuf: {error}"))),
+        _ => decode(&bytes, format),
     }
 }
 
