@@ -14,6 +14,8 @@ mod error;
 mod feed;
 mod read;
 mod room;
+#[cfg(test)]
+mod tests;
 mod upload;
 mod urls;
 

@@ -137,6 +137,15 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn a_part_is_never_empty_and_never_behind_the_end(range in "bytes=[0-9]{0,21}-[0-9]{0,21}|.*", size: u64) {
+            if let Wanted::Part(part) = wanted(&range, size) {
+                proptest::prop_assert!(part.start < part.end && part.end <= size);
+            }
+        }
+    }
+
     #[test]
     fn conditions_compare_entity_tags() {
         let tag = "\"9f86\"";
