@@ -102,6 +102,15 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Processor time that it has used. Linux counts in hundredths of a second for every program (USER_HZ).
+    fn cpu_seconds(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().skip(11).take(2);
+        fields.map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -111,13 +120,34 @@ impl Drop for Server {
 
 struct Figures {
     megabytes: u64,
-    of: Vec<(&'static str, &'static str, Vec<f64>, u64, u64)>,
+    of: Vec<Figure>,
+}
+
+struct Figure {
+    what: &'static str,
+    server: &'static str,
+    /// MB/s of each round.
+    rates: Vec<f64>,
+    /// Of the server, over all rounds.
+    cpu_seconds: f64,
+    resident_before: u64,
+    resident_most: u64,
+}
+
+impl Figure {
+    fn mean(&self) -> f64 {
+        self.rates.iter().sum::<f64>() / self.rates.len() as f64
+    }
+
+    fn cpu_seconds_a_gigabyte(&self, megabytes: u64) -> f64 {
+        self.cpu_seconds / (megabytes * self.rates.len() as u64) as f64 * 1024.0
+    }
 }
 
 impl Figures {
     /// Times `work`, and watches the server's memory meanwhile.
     fn take(&mut self, what: &'static str, server: &Server, work: impl FnOnce()) {
-        let before = server.resident_bytes();
+        let (before, cpu) = (server.resident_bytes(), server.cpu_seconds());
         let (is_over, most) = (AtomicBool::new(false), AtomicU64::new(before));
         let mut took = Duration::ZERO;
         std::thread::scope(|scope| {
@@ -133,31 +163,41 @@ impl Figures {
             is_over.store(true, Ordering::Relaxed);
         });
         let rate = self.megabytes as f64 / took.as_secs_f64();
-        let most = most.into_inner();
-        match self.of.iter_mut().find(|figure| figure.0 == what) {
+        let (most, cpu) = (most.into_inner(), server.cpu_seconds() - cpu);
+        match self.of.iter_mut().find(|figure| figure.what == what) {
             Some(figure) => {
-                figure.2.push(rate);
-                figure.4 = figure.4.max(most);
+                figure.rates.push(rate);
+                figure.cpu_seconds += cpu;
+                figure.resident_most = figure.resident_most.max(most);
             }
-            None => self.of.push((what, server.name, vec![rate], before, most)),
+            None => self.of.push(Figure {
+                what,
+                server: server.name,
+                rates: vec![rate],
+                cpu_seconds: cpu,
+                resident_before: before,
+                resident_most: most,
+            }),
         }
     }
 
     fn print(&self) {
-        println!("{:<24}{:>13}  {:<11}  resident before, most", "", "MB/s", "server");
-        for (what, server, rates, before, most) in &self.of {
-            let mean = rates.iter().sum::<f64>() / rates.len() as f64;
-            let each: Vec<String> = rates.iter().map(|rate| format!("{rate:.0}")).collect();
+        println!("{:<24}{:>13}  server's CPU  resident before, most  server", "", "");
+        for figure in &self.of {
+            let each: Vec<String> = figure.rates.iter().map(|rate| format!("{rate:.0}")).collect();
             println!(
-                "{what:<24}{mean:>8.0} MB/s  {server:<11}{:>6} MB {:>6} MB   ({})",
-                before >> 20,
-                most >> 20,
+                "{:<24}{:>8.0} MB/s  {:>7.2} s/GB  {:>6} MB {:>9} MB   {} ({})",
+                figure.what,
+                figure.mean(),
+                figure.cpu_seconds_a_gigabyte(self.megabytes),
+                figure.resident_before >> 20,
+                figure.resident_most >> 20,
+                figure.server,
                 each.join(", ")
             );
         }
         for pair in self.of.chunks_exact(2) {
-            let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len() as f64;
-            println!("{} / {}: {:.2}", pair[0].0, pair[1].0, mean(&pair[0].2) / mean(&pair[1].2));
+            println!("{} / {}: {:.2}", pair[0].what, pair[1].what, pair[0].mean() / pair[1].mean());
         }
     }
 }
