@@ -350,7 +350,9 @@ async fn copy(path: &Path, request: Request<Incoming>) -> Response<AnyBody> {
         });
         return Response::builder().header("content-length", length).body(body_of(pieces)).unwrap();
     }
-    let mut file = File::create(path).unwrap();
+    // Beside the one that is there, as any server must that does not lose it: to write over warm pages is twice as fast.
+    let part = path.with_extension("part");
+    let mut file = File::create(&part).unwrap();
     let mut body = request.into_body();
     let mut waiting: Vec<Bytes> = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -372,5 +374,6 @@ async fn copy(path: &Path, request: Request<Incoming>) -> Response<AnyBody> {
     })
     .await
     .unwrap();
+    std::fs::rename(part, path).unwrap();
     Response::new(empty())
 }
