@@ -112,6 +112,19 @@ impl BlobStore {
         Ok(())
     }
 
+    /// Removes the halves of a temporary object that could not be completed: then the store forgets them (a bucket's
+    /// are for its lifecycle rule).
+    pub(super) fn remove_halves(&self, temporary: &Path) {
+        let (Some(folder), Some(name)) = (&self.folder, temporary.filename()) else { return };
+        for entry in std::fs::read_dir(folder.join(UPLOADS)).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(name) {
+                if let Err(error) = std::fs::remove_file(entry.path()) {
+                    tracing::warn!(%error, "what an upload left could not be removed, the next start removes it");
+                }
+            }
+        }
+    }
+
     /// Removes the files that `is_known` does not know: a server that dies between keeping a file and registering it
     /// leaves one. To be called before the first upload.
     pub async fn remove_unknown(&self, is_known: impl Fn(&Checksum) -> bool + Send) -> Result<u64, BlobError> {

@@ -117,6 +117,24 @@ async fn what_is_given_up_at_any_point_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn halves_that_the_store_forgot_are_removed_and_no_others() {
+    let (_dir, store) = folder().await;
+    let upload = |bytes: usize| {
+        let store = store.clone();
+        async move {
+            let mut upload = store.begin(None).await.unwrap();
+            upload.write(content(bytes).into()).await.unwrap();
+            upload
+        }
+    };
+    let (failed, other) = (upload(1 << 20).await, upload(1 << 20).await);
+    store.remove_halves(failed.temporary());
+    assert_eq!(objects(&store).await.len(), 1);
+    other.finish(None).await.unwrap().publish().await.unwrap();
+    std::mem::forget(failed);
+}
+
+#[tokio::test]
 async fn a_start_removes_halves_and_what_nobody_knows() {
     let (dir, store) = folder().await;
     let (known, unknown) = (content(10), content(11));

@@ -55,6 +55,11 @@ impl Upload {
         })
     }
 
+    #[cfg(test)]
+    pub(super) const fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     pub const fn received(&self) -> u64 {
         self.received
     }
@@ -123,10 +128,13 @@ impl Upload {
         if let Some(expected) = expected.filter(|expected| *expected != received) {
             return Err(BlobError::WrongChecksum { expected, received });
         }
-        if let Some(parts) = &mut self.parts {
-            parts.complete().await.map_err(|source| BlobError::of_store("complete an upload", source))?;
+        if let Some(mut parts) = self.parts.take() {
+            // A disk may tell only now that it is full.
+            if let Err(source) = parts.complete().await {
+                self.blobs.remove_halves(&self.temporary);
+                return Err(BlobError::of_store("complete an upload", source));
+            }
         }
-        self.parts = None;
         Ok(Kept {
             blobs: self.blobs.clone(),
             temporary: Some(self.temporary.clone()),
