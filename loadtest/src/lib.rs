@@ -5,6 +5,7 @@
 //! - [`Client`] makes single calls over Connect, Connect JSON or gRPC.
 //! - [`Fleet`] registers simulated devices and [`Run`]s their heartbeats on threads of their own, through restarts of
 //!   the server, while a ledger remembers what was acknowledged.
+//! - [`updater`] is how one device takes updates.
 //! - [`verify()`] compares that [`Ledger`] with ClickHouse, heartbeat by heartbeat.
 //!
 //! It knows the contract (`fleetd-proto`) and nothing of the server: wire formats, status codes and the audit are its
@@ -26,6 +27,7 @@ mod schedule;
 mod slot;
 mod target;
 mod transport;
+pub mod updater;
 mod verify;
 mod wire;
 
@@ -40,5 +42,6 @@ pub use ledger::{Entry, Ledger, Trail};
 pub use report::Report;
 pub use run::{Load, Progress, Run};
 pub use target::Target;
+pub use updater::{Behaviour, Violations};
 pub use verify::{verify, Verdict};
 pub use wire::{CallError, Protocol, Refusal};
