@@ -102,6 +102,9 @@ pub(crate) struct RunArgs {
     /// Custom metrics that each heartbeat reports
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) metrics: usize,
+    /// Devices install the updates that they are offered, well and within a few heartbeats
+    #[arg(long)]
+    pub(crate) take_updates: bool,
     /// After the run, look up every acknowledged heartbeat in ClickHouse
     #[arg(long)]
     pub(crate) verify: bool,

@@ -122,6 +122,7 @@ fn load(args: &RunArgs) -> Load {
         duration: Some(args.duration),
         timeout: args.timeout,
         keep_ledger: args.verify,
+        take_updates: args.take_updates,
         extras: Extras { processes: args.processes, metrics: args.metrics },
     }
 }
