@@ -50,6 +50,9 @@ Try, in another terminal:
   # heartbeats of the last minute, straight from ClickHouse
   curl -s $clickhouse --data "SELECT count(), uniq(device_id) FROM fleetd.heartbeats WHERE received_at > now() - 60"
 
+  # roll a simulated update out to devices of its own, of which 8 % fail
+  $bin/fleetd-loadtest rollout --url $http --key "\$(cat $data_dir/admin.key)" --fail 8%
+
 Ctrl-C stops it. The data stays in $data_dir.
 TEXT
 wait "$server"
