@@ -51,7 +51,7 @@ Try, in another terminal:
   curl -s $clickhouse --data "SELECT count(), uniq(device_id) FROM fleetd.heartbeats WHERE received_at > now() - 60"
 
   # roll a simulated update out to devices of its own, of which 8 % fail
-  $bin/fleetd-loadtest rollout --url $http --key "\$(cat $data_dir/admin.key)" --fail 8%
+  $bin/fleetd-loadtest rollout --url $http --key "\$(cat $data_dir/admin.key)" --interval 6s --fail 8%
 
 Ctrl-C stops it. The data stays in $data_dir.
 TEXT

@@ -1,7 +1,7 @@
 //! Updates in a load run: devices that take what they are offered and do it well, beside their heartbeats.
 //!
-//! A device costs nothing for this until it is offered an update. It says what it does with its regular heartbeats only,
-//! and restarts between two of them, so that neither the rate nor the ledger of the run changes.
+//! A device costs nothing for this until it is offered an update. It says what it does with its regular heartbeats
+//! only, and restarts between two of them, so that neither the rate nor the ledger of the run changes.
 use std::time::Duration;
 
 use fleetd_proto::v1::{HeartbeatRequest, UpdateInfo, UpdateProgress};

@@ -30,7 +30,8 @@ What happens:
   Registers the devices and lets them report every --interval; creates an update and deploys it to them; then prints
   how its waves go, on a terminal with a bar for each, in a pipe with a line for each change, on standard error. A wave
   that waits for promotion waits for you. A deployment that pauses, for any other reason than a closed window, ends
-  the scenario and stays paused. Ctrl-C cancels the deployment.
+  the scenario and stays paused. Ctrl-C cancels the deployment. A server that is started without --rate-limit-device 0
+  lets a device report 10 times a minute; with it, this all takes longer, and --interval 6s is what a device can keep.
 
 Output:
   Standard output gets one line of JSON: deployment_id, update_id, version, state, reason, message, waves, devices (by

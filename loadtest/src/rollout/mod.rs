@@ -79,6 +79,12 @@ pub(crate) async fn run(args: RolloutArgs) -> Result<bool, LoadError> {
         }
         Ending::Deployment => {}
     }
+    if outcome.was_rate_limited() {
+        eprintln!(
+            "warning: rate limits refused heartbeats, so this took longer; raise --interval, or start the server with \
+             --rate-limit-device 0"
+        );
+    }
     for example in &outcome.violations.examples {
         eprintln!("violation: {example}");
     }

@@ -61,6 +61,10 @@ impl Outcome {
         }
     }
 
+    pub(super) fn was_rate_limited(&self) -> bool {
+        self.fleet.refused.contains_key("RESOURCE_EXHAUSTED")
+    }
+
     /// Whether it ended safely, and the server commanded nobody wrongly.
     pub(super) fn is_good(&self) -> bool {
         let ends = [State::Succeeded, State::RolledBack].map(|state| state.as_str_name());

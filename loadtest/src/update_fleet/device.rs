@@ -1,17 +1,20 @@
 //! One device of the fleet: its measurements and its updater in one, and what it says when its turn comes.
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use fleetd_proto::v1::{
     HeartbeatRequest, HeartbeatResponse, ReportUpdateStatusRequest, ReportUpdateStatusResponse, UpdateProgress,
 };
-use http::header::HeaderValue;
+use http::header::{HeaderValue, RETRY_AFTER};
 
 use super::{lock, Shared};
 use crate::device::{Device, Extras};
 use crate::slot::unix_ms;
 use crate::updater::{Fetch, Updater};
 use crate::wire::{self, CallError, Protocol};
+
+/// The longest that a refusal can make a device wait.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct SimDevice {
@@ -144,8 +147,9 @@ impl Shared {
                     }
                 }
             }
-            Answer::Nothing(_) => {
+            Answer::Nothing(error) => {
                 is_well = false;
+                regular = regular.max(told_to_wait(&error));
                 if let Some(report) = &speech.report {
                     updater.unanswered(report, ms);
                 }
@@ -161,7 +165,14 @@ impl Shared {
 
     /// Whatever comes first: the regular turn, or something new to say.
     fn next_turn(&self, updater: &Updater, now: Instant, regular: Instant) -> Instant {
-        let due = updater.due().map(|due| self.epoch + std::time::Duration::from_millis(due));
+        let due = updater.due().map(|due| self.epoch + Duration::from_millis(due));
         due.map_or(regular, |due| due.min(regular)).max(now)
     }
+}
+
+/// How long a refusal asks to wait: a rate limit says so, in seconds.
+fn told_to_wait(error: &CallError) -> Duration {
+    let CallError::Refused(refusal) = error else { return Duration::ZERO };
+    let seconds = refusal.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0)).min(MAX_WAIT)
 }

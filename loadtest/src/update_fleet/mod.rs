@@ -45,8 +45,8 @@ pub struct UpdateFleetOptions {
     pub timeout: Duration,
     /// The version that every device runs at first; `None` is what it was registered with.
     pub initial_version: Option<String>,
-    /// The share of the fleet, as [`Pick::Share`] with salt 0, that is off the network until [`UpdateFleet::set_offline`]
-    /// brings it back.
+    /// The share of the fleet, as [`Pick::Share`] with salt 0, that is off the network until
+    /// [`UpdateFleet::set_offline`] brings it back.
     pub offline_share: f64,
     /// How every device behaves at first.
     pub behaviour: Behaviour,

@@ -41,7 +41,8 @@ impl Bench {
         State::try_from(report.state).unwrap()
     }
 
-    /// Lives for ten seconds in steps of 50 ms with every heartbeat acknowledged; returns the states that it said, each once.
+    /// Lives for ten seconds in steps of 50 ms with every heartbeat acknowledged; returns the states that it said, each
+    /// once.
     fn live(&mut self) -> Vec<State> {
         let mut said = Vec::new();
         for _ in 0..200 {
