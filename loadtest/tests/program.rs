@@ -128,6 +128,9 @@ fn a_rollout_without_a_server_is_exit_status_three_and_with_a_wrong_flag_two() {
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(wrong[0]), "{wrong:?}");
     }
+    let output = program().args(["rollout", "--key", "k", "--strategy", "waves"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "waves without a wave");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--wave"));
     assert_eq!(program().arg("rollout").output().unwrap().status.code(), Some(2), "no key");
 }
 

@@ -78,7 +78,7 @@ pub(crate) struct RolloutArgs {
     #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Rollout")]
     pub(super) canary_percentage: Option<f64>,
     /// A wave, in devices or per cent of the targets; give it once for each, the rest makes a last one
-    #[arg(long = "wave", value_name = "SIZE", value_parser = wave, help_heading = "Rollout")]
+    #[arg(long = "wave", value_name = "SIZE", value_parser = wave, required_if_eq("strategy", "waves"), help_heading = "Rollout")]
     pub(super) waves: Vec<WaveArg>,
     /// How long the canary, or each wave, is watched after its last device is done
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Rollout")]

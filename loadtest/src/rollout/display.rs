@@ -79,6 +79,9 @@ impl Waves {
     /// Leaves the bars as they are; what comes next begins on a line of its own.
     pub(super) fn end(&mut self) {
         self.by_index.iter().for_each(ProgressBar::abandon);
+        if self.bars.is_some() {
+            eprintln!();
+        }
     }
 
     fn draw(&mut self, wave: &WaveStatus) {

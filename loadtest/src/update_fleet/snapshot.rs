@@ -39,6 +39,7 @@ pub struct Snapshot {
     pub rollbacks: u64,
     /// See `Updater::reoffered_while_working`: no violation.
     pub reoffered_while_working: u64,
+    #[serde(skip_serializing_if = "Violations::is_empty")]
     pub violations: Violations,
     /// Heartbeats and reports that were acknowledged.
     pub acknowledged: u64,
