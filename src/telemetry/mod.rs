@@ -2,6 +2,7 @@
 //! writer, checked by its audit.
 pub mod clickhouse;
 pub mod journal;
+pub mod metric;
 pub mod row;
 pub mod schema;
 pub mod writer;
