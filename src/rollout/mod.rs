@@ -4,11 +4,22 @@
 //! clock. `machine::Rollout` is one deployment; an [`Event`] and a moment ([`Now`]) go in, and what changed and what
 //! is to be done ([`Effects`]) comes out. The coordinator actor (`crate::actors::deployment`) persists the former
 //! before it does the latter, so that a deployment which is loaded again goes on as if nothing had happened.
+pub mod artifact;
 mod event;
+mod hash;
+mod plan;
+mod plan_warnings;
 mod policy;
+mod policy_config;
+mod policy_parse;
+mod sample;
+pub mod window;
 
 pub use event::{Action, Effects, Event, Order, Reachability, Refusal, Runs, Standing};
+pub use hash::{combine, stable_hash};
+pub use plan::{Excluded, Exclusion, Plan, Target, Targets, Wave, SAMPLES};
 pub use policy::{Policy, WavePolicy, WaveSize};
+pub use policy_parse::{Defaults, InvalidPolicy, MAX_WAVES};
 
 pub use fleetd_proto::v1::deployment_status::{Reason, State as DeploymentState};
 pub use fleetd_proto::v1::device_deployment_status::State as DeviceState;
