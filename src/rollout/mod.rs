@@ -12,6 +12,8 @@ mod plan_warnings;
 mod policy;
 mod policy_config;
 mod policy_parse;
+#[cfg(test)]
+mod policy_tests;
 mod sample;
 pub mod window;
 

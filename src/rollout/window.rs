@@ -211,3 +211,146 @@ fn zone(text: &str) -> Option<TimeZone> {
 fn beginning(text: &str) -> String {
     text.chars().take(40).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(days: &[Day], start: &str, minutes: i64, zone: &str) -> MaintenanceWindow {
+        MaintenanceWindow {
+            days: days.iter().map(|day| *day as i32).collect(),
+            start: start.into(),
+            duration: Some(fleetd_proto::Duration { seconds: minutes * 60, nanos: 0 }),
+            time_zone: zone.into(),
+        }
+    }
+
+    fn at(text: &str) -> UnixMillis {
+        let time: fleetd_proto::Timestamp = text.parse().expect("a time");
+        UnixMillis::from_parts_clamped(time.seconds, time.nanos)
+    }
+
+    fn change_at(windows: &[MaintenanceWindow], now: &str) -> Option<String> {
+        next_change(windows, at(now)).map(|at| fleetd_proto::Timestamp::from_unix_millis(at.as_millis()).to_string())
+    }
+
+    #[test]
+    fn without_windows_it_is_always_open() {
+        assert!(is_open(&[], at("2026-03-01T12:00:00Z")));
+        assert!(is_open_in(&[], "Asia/Tokyo", at("2026-03-01T12:00:00Z")));
+        assert_eq!(change_at(&[], "2026-03-01T12:00:00Z"), None);
+    }
+
+    #[test]
+    fn a_window_over_midnight_belongs_to_the_day_on_which_it_opens() {
+        // 2026-03-06 is a Friday.
+        let windows = [window(&[Day::Friday], "22:00", 8 * 60, "")];
+        for (now, open) in [
+            ("2026-03-06T21:59:59.999Z", false),
+            ("2026-03-06T22:00:00Z", true),
+            ("2026-03-07T05:59:59.999Z", true),
+            ("2026-03-07T06:00:00Z", false),
+            ("2026-03-06T02:00:00Z", false),
+            ("2026-03-07T22:30:00Z", false),
+        ] {
+            assert_eq!(is_open(&windows, at(now)), open, "{now}");
+        }
+        assert_eq!(change_at(&windows, "2026-03-06T12:00:00Z").as_deref(), Some("2026-03-06T22:00:00Z"));
+        assert_eq!(change_at(&windows, "2026-03-07T00:00:00Z").as_deref(), Some("2026-03-07T06:00:00Z"));
+        assert_eq!(change_at(&windows, "2026-03-07T06:00:00Z").as_deref(), Some("2026-03-13T22:00:00Z"));
+    }
+
+    #[test]
+    fn a_window_keeps_its_local_time_when_clocks_change() {
+        let windows = [window(&[], "04:00", 60, "Europe/Zurich")];
+        // Winter time is UTC+1, summer time (from 2026-03-29) is UTC+2.
+        assert!(is_open(&windows, at("2026-03-28T03:30:00Z")) && !is_open(&windows, at("2026-03-28T02:30:00Z")));
+        assert!(is_open(&windows, at("2026-03-29T02:30:00Z")) && !is_open(&windows, at("2026-03-29T03:30:00Z")));
+    }
+
+    #[test]
+    fn an_opening_that_clocks_skip_is_later_and_one_that_comes_twice_is_the_first() {
+        let windows = [window(&[], "02:30", 60, "Europe/Zurich")];
+        // 02:30 does not exist on 2026-03-29: it is taken as 03:30, which is 01:30 UTC.
+        assert!(!is_open(&windows, at("2026-03-29T01:29:00Z")));
+        assert!(is_open(&windows, at("2026-03-29T01:30:00Z")) && is_open(&windows, at("2026-03-29T02:29:00Z")));
+        // On 2026-10-25 it comes at 00:30 and at 01:30 UTC. Open for an hour that elapses.
+        assert!(is_open(&windows, at("2026-10-25T00:30:00Z")) && is_open(&windows, at("2026-10-25T01:29:00Z")));
+        assert!(!is_open(&windows, at("2026-10-25T01:30:00Z")));
+    }
+
+    #[test]
+    fn windows_that_touch_are_one_and_seven_days_are_for_ever() {
+        let touching = [window(&[], "08:00", 60, "+02:00"), window(&[], "09:00", 60, "+02:00")];
+        assert_eq!(change_at(&touching, "2026-03-01T06:30:00Z").as_deref(), Some("2026-03-01T08:00:00Z"));
+        let always = [window(&[Day::Monday], "00:00", 7 * 24 * 60, "")];
+        for day in 1..=28 {
+            assert!(is_open(&always, at(&format!("2026-02-{day:02}T11:00:00Z"))));
+        }
+        assert_eq!(change_at(&always, "2026-02-01T00:00:00Z"), None);
+        assert_eq!(change_at(&[window(&[], "00:00", 24 * 60, "")], "2026-02-01T00:00:00Z"), None);
+    }
+
+    #[test]
+    fn offsets_that_are_not_whole_hours_count() {
+        let windows = [window(&[], "00:00", 60, "-03:30"), window(&[], "12:00", 1, "Asia/Kathmandu")];
+        assert!(is_open(&windows, at("2026-03-01T03:30:00Z")) && !is_open(&windows, at("2026-03-01T03:29:00Z")));
+        assert!(is_open(&windows, at("2026-03-01T06:15:00Z")) && !is_open(&windows, at("2026-03-01T06:14:00Z")));
+    }
+
+    #[test]
+    fn a_window_in_the_devices_own_zones_opens_for_each_when_it_is_its_time() {
+        let windows = [window(&[], "01:00", 60, DEVICE_ZONE)];
+        let now = at("2026-03-01T16:30:00Z");
+        assert!(is_per_device(&windows) && is_open(&windows, now));
+        assert!(is_open_in(&windows, "Asia/Tokyo", now) && !is_open_in(&windows, "Europe/Zurich", now));
+        for unknown in ["", "Middle/Earth", "device", "+99:00"] {
+            assert!(!is_open_in(&windows, unknown, now), "{unknown:?} is taken for UTC");
+            assert!(is_open_in(&windows, unknown, at("2026-03-01T01:30:00Z")), "{unknown:?} is taken for UTC");
+        }
+        assert_eq!(next_change(&windows, now), None);
+        assert_eq!(next_change_in(&windows, "Asia/Tokyo", now), Some(at("2026-03-01T17:00:00Z")));
+        let both = [window(&[], "16:00", 60, ""), windows[0].clone()];
+        assert!(is_open_in(&both, "Europe/Zurich", now));
+    }
+
+    #[test]
+    fn the_ends_of_time_do_no_harm() {
+        let windows = [window(&[], "00:00", 24 * 60, "Pacific/Apia")];
+        for wall in [UnixMillis::MIN, UnixMillis::EPOCH, UnixMillis::MAX] {
+            is_open(&windows, wall);
+            next_change(&windows, wall);
+        }
+        // Samoa skipped 2011-12-30: its days before and after touch.
+        assert!(is_open(&windows, at("2011-12-30T10:00:00Z")));
+    }
+
+    #[test]
+    fn a_window_that_cannot_be_is_named() {
+        let good = window(&[Day::Monday], "23:59", 1, "Europe/Zurich");
+        assert_eq!(check(std::slice::from_ref(&good)), Ok(()));
+        for zone in ["", "UTC", "+02:00", "-11:30", "device", "America/Argentina/Buenos_Aires"] {
+            assert_eq!(check(&[MaintenanceWindow { time_zone: zone.into(), ..good.clone() }]), Ok(()), "{zone}");
+        }
+        let cases: Vec<(MaintenanceWindow, &str)> = vec![
+            (MaintenanceWindow { days: vec![0], ..good.clone() }, "days has 0"),
+            (MaintenanceWindow { days: vec![8], ..good.clone() }, "days has 8"),
+            (MaintenanceWindow { start: "9:00".into(), ..good.clone() }, "start is \"9:00\""),
+            (MaintenanceWindow { start: "09:60".into(), ..good.clone() }, "start is \"09:60\""),
+            (MaintenanceWindow { start: "+9:00".into(), ..good.clone() }, "start is"),
+            (MaintenanceWindow { start: String::new(), ..good.clone() }, "start is \"\""),
+            (MaintenanceWindow { duration: None, ..good.clone() }, "duration is missing"),
+            (window(&[], "09:00", 0, ""), "duration is 0s"),
+            (window(&[], "09:00", 7 * 24 * 60 + 1, ""), "duration is 604860s"),
+            (window(&[], "09:00", 60, "Middle/Earth"), "time_zone is \"Middle/Earth\""),
+            (window(&[], "09:00", 60, "+2:00"), "time_zone is"),
+            (window(&[], "09:00", 60, "+24:00"), "time_zone is"),
+            (window(&[], "09:00", 60, "../../etc/localtime"), "time_zone is"),
+        ];
+        for (bad, says) in cases {
+            let refused = check(&[good.clone(), bad]).expect_err(says).to_string();
+            assert!(refused.starts_with("windows[1].") && refused.contains(says), "{refused}");
+        }
+        assert!(check(&vec![good; 65]).is_err());
+    }
+}
