@@ -8,6 +8,8 @@ pub mod artifact;
 mod event;
 mod hash;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod plan_warnings;
 mod policy;
 mod policy_config;

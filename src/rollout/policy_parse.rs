@@ -214,10 +214,11 @@ impl Source<'_> {
     fn waves(&self, strategy: Strategy, auto_promote: bool) -> Parsed<Vec<WavePolicy>> {
         let is_of_deployment = !self.deployment.waves.is_empty();
         let given = if is_of_deployment { &self.deployment.waves } else { &self.update.waves };
-        let field = self.field("waves", is_of_deployment);
+        let chooses_shape = self.deployment.strategy != Strategy::Unspecified as i32;
+        let field = self.field("waves", is_of_deployment || (given.is_empty() && chooses_shape));
         if strategy != Strategy::Waves {
             // A deployment may choose another shape than its update, whose waves then mean nothing.
-            let is_strange = is_of_deployment || self.deployment.strategy == Strategy::Unspecified as i32;
+            let is_strange = is_of_deployment || !chooses_shape;
             if is_strange && !given.is_empty() {
                 return Err(invalid(
                     field,

@@ -160,7 +160,7 @@ fn a_value_out_of_its_range_is_named_with_the_range() {
         ),
         (
             DeploymentConfig { strategy: Strategy::Waves as i32, ..config() },
-            "strategy.waves has 0 entries; a deployment in WAVES has 1 to 50",
+            "config.waves has 0 entries; a deployment in WAVES has 1 to 50",
         ),
     ];
     for (config, expected) in cases {

@@ -1,5 +1,6 @@
 //! Heartbeats and events on their way into ClickHouse: encoded once into a row, held by the journal, written by the
 //! writer, checked by its audit.
+pub mod analysis;
 pub mod clickhouse;
 pub mod journal;
 pub mod metric;
