@@ -135,9 +135,10 @@ impl Candidates {
             let share = size * stratum.devices;
             stratum.seats = share / all;
             open -= stratum.seats;
-            if share % all > 0 {
+            let remainder = share % all;
+            if remainder > 0 {
                 let is_online = prefers_online && stratum.online > stratum.seats;
-                remainders.push((is_online, share % all, self.lots[at], at));
+                remainders.push((is_online, remainder, self.lots[at], at));
             }
         }
         // The largest first. There are more remainders than open seats: each is less than a seat.

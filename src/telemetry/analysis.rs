@@ -160,16 +160,17 @@ fn sql(metric: &Metric, aggregation: Aggregation) -> String {
         None => "",
     };
     let readings = format!(
-        "{totals}SELECT device_id, received_at, CAST({} AS Nullable(Float64)) AS reading FROM heartbeats \
+        "{totals}SELECT device_id, received_at, CAST({} AS Nullable(Float64)) AS reported FROM heartbeats \
          WHERE device_id IN {{ids:Array(String)}} \
          AND received_at >= fromUnixTimestamp64Milli({{from:Int64}}, 'UTC') \
          AND received_at < fromUnixTimestamp64Milli({{to:Int64}}, 'UTC')",
         metric.value()
     );
-    // NaN and the infinities are not stored; a quotient can be one.
+    // Infinities are not stored, but a quotient can be one. In a WHERE an alias goes before a column of that name, so the
+    // two have different ones.
     let present = format!(
-        "SELECT device_id, received_at, assumeNotNull(reading) AS reading FROM ({readings}) \
-         WHERE reading IS NOT NULL AND isFinite(reading)"
+        "SELECT device_id, received_at, assumeNotNull(reported) AS reading FROM ({readings}) \
+         WHERE reported IS NOT NULL AND isFinite(reported)"
     );
     let values = match metric.nature() {
         Nature::Gauge => format!("SELECT device_id, reading AS value FROM ({present})"),

@@ -114,12 +114,12 @@ async fn restarts_count_by_their_increase_also_over_a_reboot() {
     let mut fixture = Fixture::new().await;
     for n in 0..3 {
         // 7 before the span; then 2 more, a reboot that begins anew, and 3.
-        for (minute, uptime, restarts) in [(0, 900, 7), (1, 960, 8), (2, 1_020, 9), (4, 30, 0), (5, 90, 3)] {
+        for (minute, uptime, restarts) in [(0, 900, 7), (1, 960, 8), (3, 1_080, 9), (4, 30, 0), (5, 90, 3)] {
             let heartbeat = HeartbeatRequest { status: status(uptime, restarts), ..HeartbeatRequest::default() };
             report(&mut fixture, &format!("new-{n}"), minute, heartbeat).await;
         }
         // A report without a status tells no restarts, and is no reboot.
-        report(&mut fixture, &format!("new-{n}"), 3, HeartbeatRequest::default()).await;
+        report(&mut fixture, &format!("new-{n}"), 2, HeartbeatRequest::default()).await;
         for minute in 0..6 {
             let heartbeat = HeartbeatRequest { status: status(900, 40), ..HeartbeatRequest::default() };
             report(&mut fixture, &format!("old-{n}"), minute, heartbeat).await;
