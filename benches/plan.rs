@@ -75,14 +75,10 @@ async fn time(queries: &FleetQueries, name: &str, filter: &str, named: &[Arc<Dev
     let policy = Policy::of(&UpdateStrategy::default(), config, defaults).expect("a valid policy");
     let (mut surveys, mut plans, mut totals, mut targets) = (vec![], vec![], vec![], 0);
     for _ in 0..ROUNDS {
-        let parse = |filter: &str| Filter::parse(filter, UnixMillis::now()).expect("a valid filter");
-        let request = SurveyRequest {
-            filter: Some(parse(filter)),
-            devices: named.to_vec(),
-            stratify_labels: policy.stratify_labels.clone(),
-            wave_filters: policy.waves.iter().map(|wave| parse(&wave.device_filter)).collect(),
-            is_taken: Box::new(DeviceEntry::is_forgotten),
-        };
+        let now = UnixMillis::now();
+        let filter = Filter::parse(filter, now).expect("a valid filter");
+        let request = SurveyRequest::of(&policy, Some(filter), named.to_vec(), now, DeviceEntry::is_forgotten);
+        let request = request.expect("valid filters");
         let (asked, policy) = (Instant::now(), policy.clone());
         let answer = queries.survey(request, move |survey| {
             let surveyed = Instant::now();

@@ -12,8 +12,9 @@ use super::queries::{QueryFailure, Run};
 use super::texts::Symbol;
 use super::FleetIndex;
 use crate::actors::entry::DeviceEntry;
-use crate::query::{Filter, TextField};
-use crate::rollout::{combine, stable_hash, Target, Targets};
+use crate::clock::UnixMillis;
+use crate::query::{Filter, QueryError, TextField};
+use crate::rollout::{combine, stable_hash, Policy, Target, Targets};
 
 /// Which devices, and what to find out of each.
 pub struct SurveyRequest {
@@ -28,6 +29,29 @@ pub struct SurveyRequest {
     pub wave_filters: Vec<Filter>,
     /// Whether another deployment has a device.
     pub is_taken: Box<dyn Fn(&DeviceEntry) -> bool + Send>,
+}
+
+impl SurveyRequest {
+    /// What the plan of `policy` needs to know. Times such as `-1h` in the filters of its waves count from `now`.
+    ///
+    /// # Errors
+    /// For a filter of a wave that does not parse; a policy that was checked has none.
+    pub fn of(
+        policy: &Policy,
+        filter: Option<Filter>,
+        devices: Vec<Arc<DeviceEntry>>,
+        now: UnixMillis,
+        is_taken: impl Fn(&DeviceEntry) -> bool + Send + 'static,
+    ) -> Result<Self, QueryError> {
+        let waves = policy.waves.iter().map(|wave| Filter::parse(&wave.device_filter, now));
+        Ok(Self {
+            filter,
+            devices,
+            stratify_labels: policy.stratify_labels.clone(),
+            wave_filters: waves.collect::<Result<_, _>>()?,
+            is_taken: Box::new(is_taken),
+        })
+    }
 }
 
 /// What was found: each device once, in no particular order. Large: it is best dropped where it was made, in `then` of

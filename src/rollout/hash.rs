@@ -1,5 +1,7 @@
 //! Hashes that are the same in every process, on every machine and in every version: a seed that an operator wrote down
 //! must choose the same devices next year.
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// FNV-1a of 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>). Not against texts that are chosen to collide: who
 /// uses it compares the texts too, or does not mind.
@@ -20,6 +22,29 @@ pub fn mix(number: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// A map by numbers that [`mix`] made: hashing them again would cost more than the look-up.
+pub type MixedMap<V> = HashMap<u64, V, BuildHasherDefault<Mixed>>;
+
+/// Takes a number for its own hash.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mixed(u64);
+
+impl Hasher for Mixed {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = mix(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 #[cfg(test)]

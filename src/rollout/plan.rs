@@ -1,13 +1,14 @@
 //! The plan of a deployment: who is left out and why, the waves, and the order within each. Pure; the same policy, seed
 //! and targets give the same plan, in whatever order the targets come.
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fleetd_proto::v1::update_strategy::Type as Strategy;
 use fleetd_proto::v1::{Artifact, ExcludedDevices, MetricGate, PlanDeploymentResponse, PlannedWave};
 
-use super::sample::Candidates;
+use super::hash::{mix, MixedMap};
+use super::sample::{Candidate, Candidates};
 use super::{artifact, plan_warnings, sample, Policy, WavePolicy, WaveSize};
 
 /// Devices of a wave, or of those that are left out, that an answer names.
@@ -110,19 +111,17 @@ impl Excluded {
 impl Plan {
     /// Makes the plan. `version` and `artifacts` are the update's.
     pub fn of(policy: &Policy, version: &str, artifacts: &[Artifact], targets: &impl Targets) -> Self {
-        let mut judge = Judge { policy, version, artifacts, targets, fits: HashMap::new() };
-        let in_order = sample::shuffled(targets, policy.seed);
-        let (mut chosen, mut excluded) = (Vec::with_capacity(in_order.len()), BTreeMap::<_, Vec<u32>>::new());
-        for target in in_order {
-            match judge.exclusion(&targets.rows()[target as usize]) {
-                None => chosen.push(target),
-                Some(reason) => excluded.entry(reason).or_default().push(target),
+        let mut judge = Judge { policy, version, artifacts, targets, fits: MixedMap::default() };
+        let lots = sample::shuffled(targets, policy.seed, |target| judge.exclusion(target));
+        let mut excluded = BTreeMap::<_, Vec<u32>>::new();
+        for lot in &lots {
+            if let Some(reason) = lot.exclusion {
+                excluded.entry(reason).or_default().push(lot.target);
             }
         }
         let excluded = excluded.into_iter().map(|(reason, members)| Excluded { reason, members }).collect();
         let mut plan = Self { waves: Vec::new(), control: 0, excluded, warnings: Vec::new() };
-        plan.choose_waves(policy, Candidates::of(targets, &chosen, policy.seed));
-        plan.waves.iter_mut().for_each(|wave| wave.count(targets));
+        plan.choose_waves(policy, Candidates::of(targets, &lots, policy.seed));
         let warnings = plan_warnings::of(&plan, policy, artifacts);
         plan.warnings.extend(warnings);
         plan
@@ -153,7 +152,7 @@ impl Plan {
                 soak: spec.soak_duration,
                 gates: gates.clone(),
                 auto_promote: spec.auto_promote,
-                ..Wave::of(&spec.name, members)
+                ..Wave::of(&spec.name, &members)
             });
         }
         let mut rest = left.draw_all();
@@ -165,7 +164,7 @@ impl Plan {
         self.control = control.len();
         rest.append(&mut control);
         if !rest.is_empty() {
-            self.waves.push(Wave { auto_promote: policy.auto_promote, ..Wave::of(name, rest) });
+            self.waves.push(Wave { auto_promote: policy.auto_promote, ..Wave::of(name, &rest) });
         }
     }
 
@@ -205,23 +204,19 @@ impl Plan {
 }
 
 impl Wave {
-    fn of(name: &str, members: Vec<u32>) -> Self {
+    fn of(name: &str, members: &[Candidate]) -> Self {
+        let mut device_types = BTreeMap::new();
+        for member in members {
+            *device_types.entry(member.device_type).or_default() += 1;
+        }
         Self {
             name: name.to_owned(),
             soak: Duration::ZERO,
             gates: Vec::new(),
             auto_promote: false,
-            members,
-            offline: 0,
-            device_types: BTreeMap::new(),
-        }
-    }
-
-    fn count(&mut self, targets: &impl Targets) {
-        let rows = targets.rows();
-        for target in self.members.iter().map(|member| &rows[*member as usize]) {
-            self.offline += usize::from(!target.is_online);
-            *self.device_types.entry(target.device_type).or_default() += 1;
+            members: members.iter().map(|member| member.target).collect(),
+            offline: members.iter().filter(|member| !member.is_online).count(),
+            device_types,
         }
     }
 }
@@ -259,7 +254,7 @@ struct Judge<'a, T> {
     artifacts: &'a [Artifact],
     targets: &'a T,
     /// Whether an artifact fits a type and an architecture. There are few of them, and a million targets.
-    fits: HashMap<(u32, u32), bool>,
+    fits: MixedMap<bool>,
 }
 
 impl<T: Targets> Judge<'_, T> {
@@ -267,12 +262,11 @@ impl<T: Targets> Judge<'_, T> {
         if self.targets.text(target.version) == self.version {
             return Some(Exclusion::AlreadyInstalled);
         }
-        let kind = (target.device_type, target.arch);
         let (artifacts, targets) = (self.artifacts, self.targets);
-        let fits = *self
-            .fits
-            .entry(kind)
-            .or_insert_with(|| artifact::choose(artifacts, targets.text(kind.0), targets.text(kind.1)).is_some());
+        let kind = mix(u64::from(target.device_type) << 32 | u64::from(target.arch));
+        let fits = *self.fits.entry(kind).or_insert_with(|| {
+            artifact::choose(artifacts, targets.text(target.device_type), targets.text(target.arch)).is_some()
+        });
         if !fits {
             return Some(Exclusion::Incompatible);
         }

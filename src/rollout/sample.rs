@@ -1,17 +1,32 @@
 //! Chance, by a seed: the order of the targets, and samples in which every kind of device has its share.
-use std::collections::HashMap;
+use super::hash::{combine, mix, MixedMap};
+use super::plan::{Exclusion, Target, Targets};
 
-use super::hash::{combine, mix};
-use super::plan::{Target, Targets};
+/// A target in the random order.
+#[derive(Clone, Copy)]
+pub struct Lot {
+    key: u64,
+    pub target: u32,
+    /// Why it is left out, if it is.
+    pub exclusion: Option<Exclusion>,
+}
 
-/// The numbers of all targets in the random order of `seed`, whatever order they came in.
-pub fn shuffled(targets: &impl Targets, seed: u64) -> Vec<u32> {
+/// All targets in the random order of `seed`, whatever order they came in.
+pub fn shuffled(
+    targets: &impl Targets,
+    seed: u64,
+    mut exclusion: impl FnMut(&Target) -> Option<Exclusion>,
+) -> Vec<Lot> {
     let seed = mix(seed);
-    let mut keyed: Vec<(u64, u32)> =
-        targets.rows().iter().zip(0..).map(|(target, at)| (mix(target.id_hash ^ seed), at)).collect();
+    let rows = targets.rows().iter().zip(0..);
+    let mut lots: Vec<Lot> =
+        rows.map(|(row, target)| Lot { key: mix(row.id_hash ^ seed), target, exclusion: exclusion(row) }).collect();
+    lots.sort_unstable_by_key(|lot| lot.key);
     // Two ids may have one hash: then the ids decide, not the order in which they came.
-    keyed.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| targets.id(a.1 as usize).cmp(targets.id(b.1 as usize))));
-    keyed.into_iter().map(|(_, at)| at).collect()
+    for same in lots.chunk_by_mut(|a, b| a.key == b.key).filter(|same| same.len() > 1) {
+        same.sort_unstable_by_key(|lot| targets.id(lot.target as usize));
+    }
+    lots
 }
 
 /// Targets that no wave has yet, in random order. Kept by value in that order, so that a wave costs one walk through
@@ -22,13 +37,15 @@ pub struct Candidates {
     lots: Vec<u64>,
 }
 
+/// A target, and what waves are chosen by.
 #[derive(Clone, Copy)]
-struct Candidate {
+pub struct Candidate {
     wave_matches: u64,
-    target: u32,
+    pub target: u32,
+    pub device_type: u32,
     /// Number of its stratum in `lots`.
     stratum: u32,
-    is_online: bool,
+    pub is_online: bool,
 }
 
 impl Candidate {
@@ -47,20 +64,22 @@ struct Stratum {
 }
 
 impl Candidates {
-    /// `chosen` are numbers of targets, in random order.
-    pub fn of(targets: &impl Targets, chosen: &[u32], seed: u64) -> Self {
-        let mut numbers = HashMap::new();
-        let mut lots = Vec::new();
-        let rows: &[Target] = targets.rows();
-        let left = chosen.iter().map(|&target| {
-            let row = &rows[target as usize];
-            let stratum = *numbers.entry(row.stratum).or_insert_with(|| {
-                lots.push(combine(seed, row.stratum));
-                (lots.len() - 1) as u32
+    /// Those of the lots that are not left out.
+    pub fn of(targets: &impl Targets, lots: &[Lot], seed: u64) -> Self {
+        let rows = targets.rows();
+        let mut numbers = MixedMap::default();
+        let mut strata = Vec::new();
+        let left = lots.iter().filter(|lot| lot.exclusion.is_none()).map(|lot| {
+            let row = &rows[lot.target as usize];
+            let key = combine(seed, row.stratum);
+            let stratum = *numbers.entry(key).or_insert_with(|| {
+                strata.push(key);
+                (strata.len() - 1) as u32
             });
-            Candidate { wave_matches: row.wave_matches, target, stratum, is_online: row.is_online }
+            let Target { wave_matches, device_type, is_online, .. } = *row;
+            Candidate { wave_matches, target: lot.target, device_type, stratum, is_online }
         });
-        Self { left: left.collect(), lots }
+        Self { left: left.collect(), lots: strata }
     }
 
     pub fn len(&self) -> usize {
@@ -69,7 +88,7 @@ impl Candidates {
 
     /// Draws `size` devices of those that match, or all of them, each stratum by its share; in random order. `filter` is
     /// the number of a wave.
-    pub fn draw(&mut self, size: usize, filter: Option<usize>) -> Vec<u32> {
+    pub fn draw(&mut self, size: usize, filter: Option<usize>) -> Vec<Candidate> {
         let mut strata = self.seats(size, filter, false);
         let mut drawn = Vec::with_capacity(size.min(self.left.len()));
         self.left.retain(|candidate| {
@@ -77,7 +96,7 @@ impl Candidates {
             let is_drawn = *seats > 0 && candidate.matches(filter);
             if is_drawn {
                 *seats -= 1;
-                drawn.push(candidate.target);
+                drawn.push(*candidate);
             }
             !is_drawn
         });
@@ -86,7 +105,7 @@ impl Candidates {
 
     /// As [`Self::draw`], but a device that is online goes before one that is not: within its stratum, where shares are
     /// rounded, and in the order of the result. A sample that cannot answer shows nothing.
-    pub fn draw_online_first(&mut self, size: usize, filter: Option<usize>) -> Vec<u32> {
+    pub fn draw_online_first(&mut self, size: usize, filter: Option<usize>) -> Vec<Candidate> {
         let mut strata = self.seats(size, filter, true);
         for stratum in &mut strata {
             // What its online devices cannot fill is left for the others.
@@ -103,7 +122,7 @@ impl Candidates {
             let is_drawn = *seats > 0 && candidate.matches(filter);
             if is_drawn {
                 *seats -= 1;
-                drawn.push(candidate.target);
+                drawn.push(*candidate);
             }
             !is_drawn
         });
@@ -112,8 +131,8 @@ impl Candidates {
     }
 
     /// All that are left, in random order.
-    pub fn draw_all(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.left).into_iter().map(|candidate| candidate.target).collect()
+    pub fn draw_all(&mut self) -> Vec<Candidate> {
+        std::mem::take(&mut self.left)
     }
 
     /// How many devices each stratum gives to a sample: its share rounded down, and one more for those with the largest
