@@ -65,3 +65,4 @@ clean: ## Remove what was built and installed here; the data directory stays
 .PHONY: chaos
 chaos: engine ## The kill -9 tests, ten times as long as in `make test`
 	FLEETD_CHAOS_KILLS=200 cargo test --locked --test durability -- kill --nocapture
+	FLEETD_CHAOS_KILLS=50 cargo test --locked --test rollout -- kill --nocapture

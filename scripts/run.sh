@@ -31,9 +31,9 @@ if [ "$fleet" -gt 0 ]; then
     # A fixed prefix and a key file, so that the next run goes on with the same devices.
     FLEETD_ADMIN_KEY=${FLEETD_ADMIN_KEY:-$(cat "$data_dir/admin.key")} "$bin/fleetd-loadtest" --url "$http" \
         --id-prefix sim --keys "$data_dir/simulated-fleet.keys" --devices "$fleet" --rate "$(((fleet + 9) / 10))" \
-        --duration 8760h --threads 1 --progress never >/dev/null &
+        --duration 8760h --threads 1 --take-updates --progress never >/dev/null &
     devices=$!
-    echo "a fleet of $fleet simulated devices reports every 10 s"
+    echo "a fleet of $fleet simulated devices reports every 10 s and takes updates"
 fi
 
 cat <<TEXT
@@ -49,6 +49,9 @@ Try, in another terminal:
 
   # heartbeats of the last minute, straight from ClickHouse
   curl -s $clickhouse --data "SELECT count(), uniq(device_id) FROM fleetd.heartbeats WHERE received_at > now() - 60"
+
+  # roll a simulated update out to devices of its own, of which 8 % fail
+  $bin/fleetd-loadtest rollout --url $http --key "\$(cat $data_dir/admin.key)" --interval 6s --fail 8%
 
 Ctrl-C stops it. The data stays in $data_dir.
 TEXT

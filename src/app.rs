@@ -1,6 +1,7 @@
 //! What runs, in which order it starts, and in which order it stops.
 //!
-//! Start: data directory, registry, journal, ClickHouse, writer, device directory, front door. Stop is the reverse:
+//! Start: data directory, registry, journal, ClickHouse, writer, device directory, artifacts, deployments, front door.
+//! Stop is the reverse:
 //! no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
 //! that could not be kept.
 use std::io::Write as _;
@@ -14,10 +15,12 @@ use connectrpc_health::StaticChecker;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::watch;
 
+use crate::actors::deployment::{self, Deployments};
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
+use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
 use crate::data_dir::{DataDir, DataDirError};
@@ -25,6 +28,7 @@ use crate::engine::{EngineError, EngineOptions, EngineProcess};
 use crate::events::Events;
 use crate::fleet::{Description, FleetQueries};
 use crate::http::access::Access;
+use crate::http::binary_service::{BinariesError, BinaryService};
 use crate::http::command_service::CommandCounters;
 use crate::http::device_service::DeviceService;
 use crate::http::front;
@@ -32,6 +36,7 @@ use crate::http::gateway::Gateway;
 use crate::http::operations::Operations;
 use crate::http::pages::{Tokens, TokensError};
 use crate::http::rpc::{self, FleetRpc};
+use crate::http::update_service::UpdateService;
 use crate::ids::DeviceId;
 use crate::observe;
 use crate::presence::Past;
@@ -63,6 +68,12 @@ pub enum AppError {
     Store(#[from] StoreError),
     #[error("page tokens cannot be made")]
     Tokens(#[from] TokensError),
+    #[error("the artifact store does not open")]
+    Artifacts(#[from] BlobError),
+    #[error("the files of updates cannot be served")]
+    Binaries(#[from] BinariesError),
+    #[error("download URLs cannot be signed")]
+    Urls(#[from] UrlsError),
     #[error("no admin key")]
     AdminKey(#[from] AdminKeyError),
     #[error("the journal does not open")]
@@ -153,6 +164,7 @@ struct Server {
     journal: Journal,
     engine: Option<EngineProcess>,
     writer: WriterHandle,
+    deployments: Deployments,
     stopping: watch::Sender<bool>,
     health: Arc<StaticChecker>,
     front: actix_server::ServerHandle,
@@ -203,7 +215,7 @@ impl Server {
         let retention = retention(config.retention_days);
         prepare_tables(&clickhouse, retention).await?;
         let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
-        let writer = writer::start(journal.clone(), clickhouse, options)?;
+        let writer = writer::start(journal.clone(), clickhouse.clone(), options)?;
 
         let events = Events::new(journal.clone());
         let directory = DeviceDirectory::new(journal.clone(), events.clone(), config.heartbeat_interval);
@@ -217,6 +229,16 @@ impl Server {
             .map_err(|source| AppError::System { operation: "start the threads of queries", source })?;
 
         let (stopping, is_stopping) = watch::channel(false);
+        let access = Arc::new(Access::new(admin, directory.clone(), store.clone(), config.rate_limits));
+        let artifacts = match config.artifact_store {
+            Some(url) => StoreTarget::Bucket(url),
+            None => StoreTarget::Folder(data_dir.join("artifacts")),
+        };
+        let blobs = BlobStore::open(&artifacts).await?;
+        let public_url = config.public_url.unwrap_or_else(|| format!("http://{address}"));
+        let urls = DownloadUrls::load_or_create(&*store, &public_url).await?;
+        let binaries =
+            BinaryService::start(access.clone(), store.clone(), blobs, urls.clone(), is_stopping.clone()).await?;
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
@@ -225,11 +247,30 @@ impl Server {
             commands: commands.clone(),
             events: events.clone(),
             queries: queries.clone(),
+            transfers: binaries.counters.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
+        let deployments = Deployments::start(deployment::Parts {
+            store: store.clone(),
+            directory: directory.clone(),
+            queries: queries.clone(),
+            events: events.clone(),
+            journal: journal.clone(),
+            clickhouse: clickhouse.clone(),
+            urls,
+        })
+        .await?;
+        let updates = UpdateService {
+            access: Arc::clone(&access),
+            store: store.clone(),
+            tokens: tokens.clone(),
+            deployments: deployments.clone(),
+            allow_http_artifacts: config.allow_http_artifacts,
+        };
         let devices = DeviceService {
-            access: Access::new(admin, directory.clone(), store.clone(), config.rate_limits),
+            access,
+            deployments: deployments.clone(),
             directory,
             store: store.clone(),
             metrics,
@@ -240,7 +281,8 @@ impl Server {
             stopping: is_stopping.clone(),
         };
         let (companions, health) = rpc::companions();
-        let gateway = Gateway::new(FleetRpc::new(Arc::new(devices)), companions, Arc::new(operations));
+        let rpc = FleetRpc::new(Arc::new(devices), Arc::new(updates), Arc::new(binaries));
+        let gateway = Gateway::new(rpc, companions, Arc::new(operations));
         let front = front::serve(listener, config.workers, gateway, is_stopping)
             .map_err(|source| AppError::Listen { address, source })?;
         let handle = front.handle();
@@ -251,6 +293,7 @@ impl Server {
             journal,
             engine,
             writer,
+            deployments,
             stopping,
             health,
             front: handle,
@@ -264,6 +307,7 @@ impl Server {
         self.stopping.send_replace(true);
         self.health.shutdown();
         self.front.stop(true).await;
+        self.deployments.stop().await;
         if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
             tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");
         }

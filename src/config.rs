@@ -71,6 +71,20 @@ pub struct Settings {
     #[arg(long, env = "FLEETD_HEARTBEAT_INTERVAL_SECONDS", value_name = "SECONDS")]
     pub heartbeat_interval_seconds: Option<u32>,
 
+    /// Where devices find this server, for the URLs they download from: https://fleet.example.com [default: http:// and
+    /// the listen address]
+    #[arg(long, env = "FLEETD_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+
+    /// Bucket for the files of updates, s3://BUCKET/PREFIX, with credentials and region in the usual AWS_… variables;
+    /// needs a build with --features s3 [default: DATA_DIR/artifacts]
+    #[arg(long, env = "FLEETD_ARTIFACT_STORE", value_name = "URL")]
+    pub artifact_store: Option<String>,
+
+    /// Whether artifacts outside of this server may have http:// URLs, without TLS: true or false [default: false]
+    #[arg(long, env = "FLEETD_ALLOW_HTTP_ARTIFACTS", value_name = "BOOL")]
+    pub allow_http_artifacts: Option<bool>,
+
     #[command(flatten)]
     #[serde(default)]
     pub rate_limit: RateLimitSettings,
@@ -122,6 +136,11 @@ pub struct Config {
     pub journal_segment_bytes: u64,
     pub heartbeat_interval: Duration,
     pub rate_limits: RateLimits,
+    /// `None`: made of the address that the server listens on. Without a slash at its end.
+    pub public_url: Option<String>,
+    /// `s3://…`; `None`: a folder in the data directory.
+    pub artifact_store: Option<String>,
+    pub allow_http_artifacts: bool,
     /// `FLEETD_ADMIN_KEY`: a secret, so neither a flag nor a key of the file.
     pub admin_key: Option<String>,
 }
@@ -145,6 +164,8 @@ pub enum ConfigError {
     ClickHouseUrl(&'static str),
     #[error("{name} = {value} is out of range: {expected}")]
     Range { name: &'static str, value: String, expected: &'static str },
+    #[error("{name} = {value:?} is not valid: give {expected}")]
+    Url { name: &'static str, value: String, expected: &'static str },
 }
 
 impl Settings {
@@ -173,6 +194,9 @@ impl Settings {
             journal_capacity_mb: self.journal_capacity_mb.or(fallback.journal_capacity_mb),
             journal_segment_mb: self.journal_segment_mb.or(fallback.journal_segment_mb),
             heartbeat_interval_seconds: self.heartbeat_interval_seconds.or(fallback.heartbeat_interval_seconds),
+            public_url: self.public_url.or(fallback.public_url),
+            artifact_store: self.artifact_store.or(fallback.artifact_store),
+            allow_http_artifacts: self.allow_http_artifacts.or(fallback.allow_http_artifacts),
             rate_limit: RateLimitSettings {
                 anonymous: self.rate_limit.anonymous.or(fallback.rate_limit.anonymous),
                 authenticated: self.rate_limit.authenticated.or(fallback.rate_limit.authenticated),
@@ -204,6 +228,8 @@ impl Settings {
         in_range("journal_capacity_mb", capacity_mb, 2 * segment_mb..=1 << 20, "two segments to 1048576 megabytes")?;
         in_range("retention_days", retention_days.into(), 0..=MAX_RETENTION_DAYS, "up to 10000 days, or 0 for ever")?;
         in_range("heartbeat_interval_seconds", interval.into(), 1..=86_400, "1 second to a day")?;
+        let public_url = self.public_url.map(public_url).transpose()?;
+        let artifact_store = self.artifact_store.map(artifact_store).transpose()?;
         Ok(Config {
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080))),
             data_dir: self.data_dir.unwrap_or_else(|| "fleetd-data".into()),
@@ -222,6 +248,9 @@ impl Settings {
                 authenticated_per_second: self.rate_limit.authenticated.unwrap_or(100),
                 device_per_minute: self.rate_limit.device.unwrap_or(10),
             },
+            public_url,
+            artifact_store,
+            allow_http_artifacts: self.allow_http_artifacts.unwrap_or(false),
             admin_key,
         })
     }
@@ -239,6 +268,25 @@ fn check_clickhouse_url(url: &str) -> Result<(), &'static str> {
         (Some("http"), Some(_)) => Ok(()),
         (Some("https"), _) => Err("begins with https, which is not spoken yet; give http://HOST:PORT"),
         _ => Err("must be http://HOST:PORT"),
+    }
+}
+
+/// A base that paths can follow.
+fn public_url(value: String) -> Result<String, ConfigError> {
+    let host = value.strip_prefix("https://").or_else(|| value.strip_prefix("http://")).unwrap_or_default();
+    let is_base =
+        value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'"' | b'<' | b'>'));
+    if host.is_empty() || host.starts_with('/') || !is_base {
+        let expected = "http:// or https://, a host, and no query";
+        return Err(ConfigError::Url { name: "public_url", value, expected });
+    }
+    Ok(value.trim_end_matches('/').to_owned())
+}
+
+fn artifact_store(value: String) -> Result<String, ConfigError> {
+    match value.strip_prefix("s3://") {
+        Some(bucket) if !bucket.is_empty() && !bucket.starts_with('/') => Ok(value),
+        _ => Err(ConfigError::Url { name: "artifact_store", value, expected: "s3://BUCKET or s3://BUCKET/PREFIX" }),
     }
 }
 
@@ -303,12 +351,39 @@ mod tests {
     }
 
     #[test]
+    fn a_public_url_is_one_that_paths_can_follow() {
+        let resolved = |url: &str| Settings { public_url: Some(url.into()), ..Settings::default() }.resolve(None);
+        for (given, base) in [
+            ("https://fleet.example.com", "https://fleet.example.com"),
+            ("http://10.0.0.1:8080/fleetd/", "http://10.0.0.1:8080/fleetd"),
+        ] {
+            assert_eq!(resolved(given).expect(given).public_url.as_deref(), Some(base));
+        }
+        for wrong in ["", "fleet.example.com", "ftp://x", "https://", "https:///x", "https://x?y", "https://x y"] {
+            let message = resolved(wrong).expect_err(wrong).to_string();
+            assert!(message.contains("public_url") && message.contains(&format!("{wrong:?}")), "{message}");
+        }
+    }
+
+    #[test]
     fn a_retention_beyond_what_clickhouse_can_count_is_refused() {
         let kept = |days| Settings { retention_days: Some(days), ..Settings::default() }.resolve(None);
         for days in [0, 1, 10_000] {
             kept(days).expect("counted");
         }
         assert!(kept(36_500).expect_err("a hundred years").to_string().contains("retention_days = 36500"));
+    }
+
+    #[test]
+    fn artifacts_go_to_a_folder_or_to_s3() {
+        let resolved = |url: &str| Settings { artifact_store: Some(url.into()), ..Settings::default() }.resolve(None);
+        assert_eq!(
+            resolved("s3://bucket/fleetd").expect("a bucket").artifact_store.as_deref(),
+            Some("s3://bucket/fleetd")
+        );
+        for wrong in ["", "s3://", "s3:///x", "/var/artifacts", "gs://bucket"] {
+            assert!(resolved(wrong).expect_err(wrong).to_string().contains("artifact_store"), "{wrong}");
+        }
     }
 
     #[test]

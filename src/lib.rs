@@ -2,6 +2,7 @@
 //! them without breaking them. ARCHITECTURE.md follows one heartbeat through these modules.
 pub mod actors;
 pub mod app;
+pub mod artifacts;
 pub mod auth;
 pub mod clock;
 pub mod commands;
@@ -18,5 +19,6 @@ pub mod metrics;
 pub mod observe;
 pub mod presence;
 pub mod query;
+pub mod rollout;
 pub mod store;
 pub mod telemetry;

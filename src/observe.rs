@@ -6,6 +6,7 @@ use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
+use crate::artifacts::TransferCounters;
 use crate::engine::EngineMonitor;
 use crate::events::Events;
 use crate::fleet::FleetQueries;
@@ -28,6 +29,7 @@ pub struct Sources {
     pub commands: Arc<CommandCounters>,
     pub events: Events,
     pub queries: FleetQueries,
+    pub transfers: Arc<TransferCounters>,
     pub engine: Option<EngineMonitor>,
 }
 
@@ -40,6 +42,7 @@ pub fn metrics(sources: Sources) -> Metrics {
         readings.extend(writer(&sources));
         readings.extend(store(&sources));
         readings.extend(queries(&sources));
+        readings.extend(transfers(&sources.transfers));
         if let Some(engine) = &sources.engine {
             readings.push(counter(
                 "engine_restarts",
@@ -99,6 +102,19 @@ fn devices(sources: &Sources) -> Vec<Reading> {
         ),
         gauge("heartbeat_stretch", "Factor by which intervals are longer under load", None, snapshot.stretch),
         counter("device_actors_recreated", "Device actors made anew after a panic", snapshot.recreated),
+    ]
+}
+
+fn transfers(transfers: &TransferCounters) -> Vec<Reading> {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let bytes = |name, help, counter| Reading { unit: Some(Unit::Bytes), ..self::counter(name, help, count(counter)) };
+    vec![
+        counter("uploads", "Files uploaded, repeats included", count(&transfers.uploads)),
+        counter("uploads_failed", "Uploads that broke off or were refused", count(&transfers.uploads_failed)),
+        bytes("uploaded", "Bytes of files that were taken in", &transfers.uploaded_bytes),
+        counter("downloads", "Downloads begun, each range one", count(&transfers.downloads)),
+        counter("downloads_refused", "Downloads refused as too many", count(&transfers.downloads_refused)),
+        bytes("downloaded", "Bytes of files that were given out", &transfers.downloaded_bytes),
     ]
 }
 

@@ -1,5 +1,5 @@
-//! The registry under kill -9 and on a disk that fills up: a child process registers devices and says which were
-//! acknowledged; whatever happens to it, those are there afterwards.
+//! The registry under kill -9 and on a disk that fills up: a child process registers devices, keeps deployments and
+//! saves their steps, and says which were acknowledged; whatever happens to it, those are there afterwards.
 //!
 //! The child is this test program, started again with the name of its ignored "test" and a directory.
 use std::collections::BTreeMap;
@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use fleetd::auth::KeyHash;
 use fleetd::ids::DeviceId;
-use fleetd::store::{sqlite, Device, StoreError, UnixMillis};
+use fleetd::store::{
+    sqlite, DeploymentChange, DeploymentDevice, DeploymentQuery, Device, NewDeployment, Store, StoreError, UnixMillis,
+};
 
 /// Tells the child which directory to work in; without it the child's "test" does nothing.
 const DIRECTORY: &str = "FLEETD_TEST_STORE_DIRECTORY";
@@ -185,5 +187,182 @@ fn a_disk_that_fills_up_takes_nothing_back_and_the_registry_goes_on_when_there_i
     let found = names_in(directory.path());
     for name in &acknowledged {
         assert!(found.contains_key(name), "{name} was acknowledged");
+    }
+}
+
+/// Devices of a deployment that takes several transactions.
+const LARGE: u32 = 9_000;
+/// Deployments that take steps at the same time, and so share transactions.
+const STEPPING: usize = 4;
+/// Devices of each of them.
+const SMALL: u32 = 200;
+
+fn number(n: u64) -> Vec<u8> {
+    n.to_le_bytes().to_vec()
+}
+
+fn new_deployment() -> NewDeployment {
+    NewDeployment {
+        update_id: "update-001".to_owned(),
+        request_id: String::new(),
+        created_by: "admin".to_owned(),
+        config: vec![1; 500].into(),
+        device_filter: String::new(),
+        created_at: UnixMillis::now(),
+        state: 1,
+        head: number(0).into(),
+    }
+}
+
+/// A device at `place` as step `n` leaves it.
+fn member(place: u32, n: u64) -> DeploymentDevice {
+    DeploymentDevice {
+        place,
+        device_id: DeviceId::parse(&format!("d-{:05}", place * 7 % LARGE)).unwrap(),
+        state: (n % 9) as i32,
+        record: number(n).into(),
+        from_version: "1.0.0".to_owned(),
+        message: String::new(),
+        offered_at: None,
+        updated_at: UnixMillis::from_unix_seconds(n as u32),
+    }
+}
+
+/// The places that step `n` changes: one, or many.
+fn places_of_step(n: u64) -> impl Iterator<Item = u32> {
+    let count = if n % 3 == 0 { 50 } else { 1 };
+    (0..count).map(move |i| ((n * 37 + i) % u64::from(SMALL)) as u32)
+}
+
+async fn deployment_ids(store: &dyn Store) -> Vec<String> {
+    let page = store.list_deployments(DeploymentQuery { limit: 10_000, ..Default::default() }).await.unwrap();
+    assert_eq!(page.total, page.items.len() as u64);
+    page.items.into_iter().rev().map(|deployment| deployment.id).collect()
+}
+
+#[tokio::test]
+#[ignore = "the child of the test below"]
+async fn child_that_keeps_deployments_until_it_is_killed() {
+    let Some(directory) = env::var_os(DIRECTORY) else { return };
+    let store = sqlite::open(directory.as_ref()).unwrap();
+    end_the_harness_line();
+    let keep = async {
+        loop {
+            let devices = (0..LARGE).map(|place| member(place, 0)).collect();
+            let (record, _) = store.create_deployment(new_deployment(), devices).await.unwrap();
+            say(&format!("acknowledged {}", record.id));
+        }
+    };
+    // Comes between the chunks, so that the kill falls on all of them.
+    let write = async {
+        for n in 0_u64.. {
+            store.set_setting("n", number(n)).await.unwrap();
+            say(&format!("acknowledged {n}"));
+        }
+    };
+    let ((), ()) = futures_util::future::join(keep, write).await;
+}
+
+#[tokio::test]
+async fn a_kill_between_the_chunks_of_a_deployment_leaves_all_of_it_or_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut acknowledged, mut visible) = (Vec::new(), 0);
+    for round in 0..8_usize {
+        let mut child = start_child("child_that_keeps_deployments_until_it_is_killed", directory.path());
+        let lines = acknowledgements(&mut child);
+        for _ in 0..3 + 11 * round {
+            acknowledged.push(lines.recv_timeout(PATIENCE).unwrap());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        acknowledged.extend(lines.iter());
+        acknowledged.retain(|line| line.starts_with("deploy-"));
+
+        let store = sqlite::open(directory.path()).unwrap();
+        let found = deployment_ids(&*store).await;
+        for id in &acknowledged {
+            assert!(found.contains(id), "round {round}: {id} was acknowledged");
+        }
+        assert!(found.len() <= acknowledged.len() + round + 1, "deployments that nobody asked for");
+        visible = found.len();
+        for id in &found {
+            let mut next = 0;
+            store
+                .for_each_deployment_device(id, &mut |device| {
+                    assert_eq!(device, member(next, 0), "round {round}: {id}");
+                    next += 1;
+                })
+                .unwrap();
+            assert_eq!(next, LARGE, "round {round}: {id} is there, but not whole");
+        }
+    }
+    assert!(visible > 0, "the child never kept a deployment");
+}
+
+#[tokio::test]
+#[ignore = "the child of the test below"]
+async fn child_that_saves_steps_until_it_is_killed() {
+    let Some(directory) = env::var_os(DIRECTORY) else { return };
+    let store = sqlite::open(directory.as_ref()).unwrap();
+    for _ in deployment_ids(&*store).await.len()..STEPPING {
+        let devices = (0..SMALL).map(|place| member(place, 0)).collect();
+        store.create_deployment(new_deployment(), devices).await.unwrap();
+    }
+    let ids = deployment_ids(&*store).await;
+    end_the_harness_line();
+    let store = &store;
+    let deployments = ids.iter().map(|id| async move {
+        let head = store.deployment(id).await.unwrap().unwrap().head;
+        for n in u64::from_le_bytes(head[..].try_into().unwrap()) + 1.. {
+            let change = DeploymentChange {
+                deployment_id: id.clone(),
+                state: (n % 5) as i32,
+                head: number(n).into(),
+                started_at: None,
+                finished_at: None,
+                devices: places_of_step(n).map(|place| member(place, n)).collect(),
+                attempts: Vec::new(),
+            };
+            store.save_deployment(change).await.unwrap();
+            say(&format!("acknowledged {id} {n}"));
+        }
+    });
+    futures_util::future::join_all(deployments).await;
+}
+
+#[tokio::test]
+async fn each_step_of_a_deployment_that_was_acknowledged_before_kill_9_is_there_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    for round in 0..8_usize {
+        let mut child = start_child("child_that_saves_steps_until_it_is_killed", directory.path());
+        let lines = acknowledgements(&mut child);
+        let mut acknowledged = Vec::new();
+        for _ in 0..5 + round * round * 17 % 500 {
+            acknowledged.push(lines.recv_timeout(PATIENCE).unwrap());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        acknowledged.extend(lines.iter());
+        for line in acknowledged {
+            let (id, n) = line.split_once(' ').unwrap();
+            last.insert(id.to_owned(), n.parse().unwrap());
+        }
+
+        let store = sqlite::open(directory.path()).unwrap();
+        assert_eq!(deployment_ids(&*store).await.len(), STEPPING);
+        for (id, acknowledged) in &last {
+            let record = store.deployment(id).await.unwrap().unwrap();
+            let head = u64::from_le_bytes(record.head[..].try_into().unwrap());
+            assert!((*acknowledged..=acknowledged + 1).contains(&head), "{id}: step {acknowledged} was acknowledged");
+            assert!(head == 0 || record.state == (head % 5) as i32);
+            let mut expected: Vec<_> = (0..SMALL).map(|place| member(place, 0)).collect();
+            for n in 1..=head {
+                places_of_step(n).for_each(|place| expected[place as usize] = member(place, n));
+            }
+            let mut found = Vec::new();
+            store.for_each_deployment_device(id, &mut |device| found.push(device)).unwrap();
+            assert_eq!(found, expected, "{id} after step {head}");
+        }
     }
 }

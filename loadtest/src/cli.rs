@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fleetd_loadtest::{Protocol, Target};
 
+use crate::rollout::RolloutArgs;
+
 const EXAMPLES: &str = "\
 Examples:
   Flat out for 30 seconds with 1,000 devices:
@@ -17,6 +19,9 @@ Examples:
 
   The same devices each time, and every acknowledged heartbeat looked up in ClickHouse afterwards:
     fleetd-loadtest --url http://127.0.0.1:8080 --key \"$KEY\" --id-prefix sim --verify
+
+  A canary over 500 devices of which 8 % fail to install:
+    fleetd-loadtest rollout --url http://127.0.0.1:8080 --key \"$KEY\" --devices 500 --fail 8%
 
   The server against a bare actix handler, in turn:
     fleetd-loadtest compare
@@ -47,6 +52,8 @@ pub(crate) struct Cli {
 pub(crate) enum Sub {
     /// Runs the server and a bare actix handler in turn and prints the ratio of their throughputs
     Compare(CompareArgs),
+    /// Rolls a simulated update out to a simulated fleet and prints its waves as they go
+    Rollout(Box<RolloutArgs>),
     /// Serves the bare handler of `compare`
     #[command(hide = true)]
     Bare {
@@ -102,6 +109,9 @@ pub(crate) struct RunArgs {
     /// Custom metrics that each heartbeat reports
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) metrics: usize,
+    /// Devices install the updates that they are offered, well and within a few heartbeats
+    #[arg(long)]
+    pub(crate) take_updates: bool,
     /// After the run, look up every acknowledged heartbeat in ClickHouse
     #[arg(long)]
     pub(crate) verify: bool,
@@ -181,11 +191,11 @@ pub(crate) fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-fn target(text: &str) -> Result<Target, String> {
+pub(crate) fn target(text: &str) -> Result<Target, String> {
     Target::parse(text).map_err(|error| error.to_string())
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "give a whole number above 0".to_owned())
 }
 
@@ -195,7 +205,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 /// Device ids begin with it, so it obeys their rule.
-fn prefix(text: &str) -> Result<String, String> {
+pub(crate) fn prefix(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
     let valid = text.len() <= 100 && text.chars().all(allowed) && text.starts_with(|c: char| c.is_ascii_alphanumeric());
     if valid {
@@ -205,7 +215,7 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let seconds = match unit {

@@ -3,10 +3,11 @@
 //! The generator's hot path does not go through here; see `slot`.
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use fleetd_proto::v1::{
-    GetDeviceRequest, GetDeviceResponse, HeartbeatRequest, HeartbeatResponse, ListDevicesRequest, ListDevicesResponse,
-    RegisterDeviceRequest, RegisterDeviceResponse,
+    upload_binary_request, BinaryMetadata, GetDeviceRequest, GetDeviceResponse, HeartbeatRequest, HeartbeatResponse,
+    ListDevicesRequest, ListDevicesResponse, RegisterDeviceRequest, RegisterDeviceResponse, UploadBinaryRequest,
+    UploadBinaryResponse,
 };
 use http::header::{HeaderMap, HeaderValue};
 use serde::de::DeserializeOwned;
@@ -19,6 +20,9 @@ use crate::wire::{self, CallError, CallTemplate, Protocol};
 
 /// How long a call may take before the connection is given up: far above a healthy answer, below a test's patience.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Length of a chunk of an upload, as the contract recommends it.
+const UPLOAD_CHUNK_BYTES: usize = 1 << 20;
 
 /// A client of the server over one protocol, with one token. It connects on the first call and again after a
 /// connection broke; it never repeats a call whose outcome it does not know.
@@ -83,9 +87,36 @@ impl Client {
         Q: prost::Message + Serialize,
         A: prost::Message + Default + DeserializeOwned,
     {
+        let body = wire::encode(self.protocol, request, &mut self.buffer);
+        self.exchange(method, body).await
+    }
+
+    /// Uploads a file with UploadBinary. Only gRPC carries the stream of a call; it is made in memory before it is
+    /// sent, so this is for files of test size.
+    pub async fn upload(
+        &mut self,
+        metadata: BinaryMetadata,
+        content: &[u8],
+    ) -> Result<Reply<UploadBinaryResponse>, CallError> {
+        if self.protocol != Protocol::Grpc {
+            return Err(CallError::Malformed("an upload is a stream, which only a gRPC client sends".to_owned()));
+        }
+        let first = UploadBinaryRequest { data: Some(upload_binary_request::Data::Metadata(metadata)) };
+        let mut stream = BytesMut::with_capacity(content.len() + content.len() / 1024 + 4096);
+        stream.extend_from_slice(&wire::encode(self.protocol, &first, &mut self.buffer));
+        for chunk in content.chunks(UPLOAD_CHUNK_BYTES) {
+            let data = Some(upload_binary_request::Data::Chunk(Bytes::copy_from_slice(chunk)));
+            stream.extend_from_slice(&wire::encode(self.protocol, &UploadBinaryRequest { data }, &mut self.buffer));
+        }
+        self.exchange("fleetd.v1.BinaryService/UploadBinary", stream.freeze()).await
+    }
+
+    async fn exchange<A>(&mut self, method: &str, body: Bytes) -> Result<Reply<A>, CallError>
+    where
+        A: prost::Message + Default + DeserializeOwned,
+    {
         let broken = |source: LoadError| CallError::Broken { source: source.into() };
         let template = CallTemplate::new(&self.target, self.protocol, method).map_err(broken)?;
-        let body = wire::encode(self.protocol, request, &mut self.buffer);
         let mut sender = self.connected().await.map_err(broken)?;
         let exchange = async {
             let mut sent = sender.send(template.request(self.token.as_ref(), body.clone())).await;

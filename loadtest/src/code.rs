@@ -37,6 +37,7 @@ impl Code {
     pub const ALREADY_EXISTS: Self = Self(6);
     pub const PERMISSION_DENIED: Self = Self(7);
     pub const RESOURCE_EXHAUSTED: Self = Self(8);
+    pub const FAILED_PRECONDITION: Self = Self(9);
     pub const UNIMPLEMENTED: Self = Self(12);
     pub const INTERNAL: Self = Self(13);
     pub const UNAVAILABLE: Self = Self(14);
@@ -112,6 +113,7 @@ mod tests {
             assert_eq!(Code::from_name(&name.to_ascii_lowercase()), Some(code));
         }
         assert_eq!(Code::RESOURCE_EXHAUSTED.name(), "RESOURCE_EXHAUSTED");
+        assert_eq!(Code::FAILED_PRECONDITION.name(), "FAILED_PRECONDITION");
         assert_eq!(Code::UNAUTHENTICATED.name(), "UNAUTHENTICATED");
         assert_eq!(Code::UNAVAILABLE.name(), "UNAVAILABLE");
         assert_eq!(Code::from_grpc(17), Code::UNKNOWN);

@@ -8,6 +8,7 @@ use fleetd_proto::Timestamp;
 use http::header::HeaderValue;
 
 use crate::ledger::Trail;
+use crate::updating::Updating;
 use crate::wire::{self, Protocol};
 
 /// What a model of device is made of; a fleet is a mix of them, in this order of repetition.
@@ -92,6 +93,8 @@ pub(crate) struct Device {
     pub(crate) id: String,
     pub(crate) token: HeaderValue,
     pub(crate) trail: Trail,
+    /// Its updating, once it was offered an update in a run that takes them.
+    pub(crate) updating: Option<Box<Updating>>,
     /// The last timestamp that was sent, in ms since the epoch; the next is larger whatever the clock does.
     last_ms: i64,
     booted_ms: i64,
@@ -110,6 +113,7 @@ impl Device {
         Self {
             token,
             trail: Trail::default(),
+            updating: None,
             last_ms: 0,
             // Up for some part of thirty days.
             booted_ms: now_ms - (random.unit() * 30.0 * 86_400_000.0) as i64,
@@ -122,6 +126,20 @@ impl Device {
         }
     }
 
+    /// The version that it runs when it is registered: most are of one, some of another.
+    pub(crate) fn version(index: usize) -> &'static str {
+        if index.is_multiple_of(10) {
+            "1.1.0"
+        } else {
+            "1.0.0"
+        }
+    }
+
+    /// It restarted just now: what counts from the boot begins anew.
+    pub(crate) fn reboot(&mut self, now_ms: i64) {
+        self.booted_ms = now_ms;
+    }
+
     /// How this device introduces itself.
     pub(crate) fn registration(id: &str, index: usize) -> RegisterDeviceRequest {
         let model = &MODELS[index % MODELS.len()];
@@ -129,7 +147,7 @@ impl Device {
             device_id: id.to_owned(),
             device_name: format!("{} {index:06}", model.hardware),
             device_type: model.kind.to_owned(),
-            version: if index.is_multiple_of(10) { "1.1.0" } else { "1.0.0" }.to_owned(),
+            version: Self::version(index).to_owned(),
             system_info: Some(SystemInfo {
                 os: model.os.to_owned(),
                 arch: model.arch.to_owned(),
@@ -150,7 +168,7 @@ impl Device {
 
     /// Lets time pass and fills `message` with what the device would report now; returns its timestamp in ms.
     ///
-    /// Only `message.device_id` changes hands: give it back with [`Self::take_back_id`].
+    /// It says nothing of updates. Only `message.device_id` changes hands: give it back with [`Self::take_back_id`].
     pub(crate) fn measure(&mut self, now_ms: i64, message: &mut HeartbeatRequest, extras: Extras) -> i64 {
         let model = self.model;
         let timestamp_ms = now_ms.max(self.last_ms + 1);
@@ -178,6 +196,8 @@ impl Device {
         stats.memory_used_mb = self.memory as u64;
         stats.disk_used_gb = f64::from((self.disk * 100.0).round()) / 100.0;
         message.timestamp = Some(timestamp(timestamp_ms));
+        message.version.clear();
+        message.update_progress = None;
         self.measure_extras(message, extras, uptime_seconds);
         timestamp_ms
     }
@@ -225,6 +245,11 @@ impl Encoder {
     /// The device's next heartbeat as a request body, and its timestamp in ms.
     pub(crate) fn heartbeat(&mut self, device: &mut Device, now_ms: i64) -> (i64, Bytes) {
         let timestamp_ms = device.measure(now_ms, &mut self.message, self.extras);
+        if let Some(updating) = &mut device.updating {
+            if updating.speak(timestamp_ms, &mut self.message) {
+                device.reboot(timestamp_ms);
+            }
+        }
         let body = wire::encode(self.protocol, &self.message, &mut self.buffer);
         device.take_back_id(&mut self.message);
         (timestamp_ms, body)

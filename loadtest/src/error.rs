@@ -56,6 +56,13 @@ pub enum LoadError {
     #[error("ClickHouse answered the audit with a row that is none: {row:?}")]
     Row { row: String },
 
+    #[error("the server could not {operation}")]
+    Call {
+        operation: &'static str,
+        #[source]
+        source: crate::wire::CallError,
+    },
+
     #[error("{what}; {todo}")]
     Setup { what: String, todo: &'static str },
 }

@@ -5,6 +5,8 @@
 //! - [`Client`] makes single calls over Connect, Connect JSON or gRPC.
 //! - [`Fleet`] registers simulated devices and [`Run`]s their heartbeats on threads of their own, through restarts of
 //!   the server, while a ledger remembers what was acknowledged.
+//! - [`UpdateFleet`] lets a fleet take updates, well or badly, and watches what the server tells it; [`updater`] is how
+//!   one of its devices does.
 //! - [`verify()`] compares that [`Ledger`] with ClickHouse, heartbeat by heartbeat.
 //!
 //! It knows the contract (`fleetd-proto`) and nothing of the server: wire formats, status codes and the audit are its
@@ -26,6 +28,9 @@ mod schedule;
 mod slot;
 mod target;
 mod transport;
+pub mod update_fleet;
+pub mod updater;
+mod updating;
 mod verify;
 mod wire;
 
@@ -40,5 +45,7 @@ pub use ledger::{Entry, Ledger, Trail};
 pub use report::Report;
 pub use run::{Load, Progress, Run};
 pub use target::Target;
+pub use update_fleet::{Pick, Snapshot, UpdateFleet, UpdateFleetOptions};
+pub use updater::{Behaviour, Violations};
 pub use verify::{verify, Verdict};
 pub use wire::{CallError, Protocol, Refusal};

@@ -2,6 +2,7 @@
 //! whether anything was lost.
 mod cli;
 mod progress;
+mod rollout;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Sub::Bare { listen }) => compare::bare::serve(listen).map(|()| true),
         Some(Sub::Compare(args)) => block_on(run_compare(args)),
+        Some(Sub::Rollout(args)) => block_on(rollout::run(*args)),
         None => block_on(run_load(cli.run)),
     };
     match result {
@@ -122,6 +124,7 @@ fn load(args: &RunArgs) -> Load {
         duration: Some(args.duration),
         timeout: args.timeout,
         keep_ledger: args.verify,
+        take_updates: args.take_updates,
         extras: Extras { processes: args.processes, metrics: args.metrics },
     }
 }

@@ -43,6 +43,8 @@ pub struct Load {
     pub timeout: Duration,
     /// Whether to remember every acknowledged heartbeat, for [`crate::verify()`].
     pub keep_ledger: bool,
+    /// Whether devices install the updates that they are offered, well and in a few heartbeats.
+    pub take_updates: bool,
     pub extras: Extras,
 }
 
@@ -58,6 +60,7 @@ impl Default for Load {
             duration: None,
             timeout: Duration::from_secs(10),
             keep_ledger: false,
+            take_updates: false,
             extras: Extras::default(),
         }
     }
@@ -132,6 +135,7 @@ impl Run {
                 live: counters,
                 measured_from,
                 protocol: load.protocol,
+                take_updates: load.take_updates,
                 ledger_limit: load.keep_ledger.then_some(MAX_LEDGER_BYTES / load.threads),
                 books: Mutex::new(Books {
                     ledger_bytes: devices.iter().map(|device| device.trail.bytes()).sum(),

@@ -18,6 +18,7 @@ use crate::ledger::Entry;
 use crate::link::Link;
 use crate::schedule::{Schedule, Ticket};
 use crate::transport::SendError;
+use crate::updating::Updating;
 use crate::wire::{self, CallError, CallTemplate, Protocol};
 
 /// A slot that was refused waits so long before its next heartbeat. Without it a server that answers "not now" would be
@@ -39,6 +40,8 @@ pub(crate) struct Generator {
     /// Outcomes of heartbeats that were due before this are left out of the tally.
     pub(crate) measured_from: Instant,
     pub(crate) protocol: Protocol,
+    /// Whether devices do what they are offered.
+    pub(crate) take_updates: bool,
     /// Whether trails are kept, and how many bytes they may take together.
     pub(crate) ledger_limit: Option<usize>,
     pub(crate) books: Mutex<Books>,
@@ -56,7 +59,8 @@ pub(crate) struct Books {
 
 /// What became of a heartbeat that was sent.
 enum Outcome {
-    Acknowledged,
+    /// With the reply, when it says something of updates in a run that takes them.
+    Acknowledged(Option<Box<HeartbeatResponse>>),
     Refused(crate::code::Code),
     Malformed,
     Broken,
@@ -112,12 +116,15 @@ impl Generator {
                 link.arrived(slot);
                 break (device, timestamp_ms, outcome);
             };
+            if self.take_updates {
+                update(&mut device, &outcome);
+            }
             self.book(ticket, &mut device, timestamp_ms, &outcome);
             link.idle().push_back(device);
             match outcome {
                 Outcome::Broken => connection = None,
                 Outcome::Refused(_) => tokio::time::sleep(PAUSE_AFTER_REFUSAL).await,
-                Outcome::Acknowledged | Outcome::Malformed => {}
+                Outcome::Acknowledged(_) | Outcome::Malformed => {}
             }
         }
     }
@@ -138,7 +145,10 @@ impl Generator {
         let answer = wire::read_answer(self.protocol, response).await;
         let answer = answer.and_then(|(_, message)| wire::decode::<HeartbeatResponse>(self.protocol, message));
         match answer {
-            Ok(response) if response.acknowledged => Outcome::Acknowledged,
+            Ok(response) if response.acknowledged => {
+                let is_of_updates = response.pending_update.is_some() || response.update_report.is_some();
+                Outcome::Acknowledged((is_of_updates && self.take_updates).then(|| Box::new(response)))
+            }
             Ok(_) | Err(CallError::Malformed(_)) => Outcome::Malformed,
             Err(CallError::Refused(refusal)) => Outcome::Refused(refusal.code),
             Err(CallError::Broken { .. }) => Outcome::Broken,
@@ -149,7 +159,7 @@ impl Generator {
         let now = Instant::now();
         let mut books = self.books();
         let fate = match outcome {
-            Outcome::Acknowledged => Some(true),
+            Outcome::Acknowledged(_) => Some(true),
             Outcome::Refused(code) => code.leaves_outcome_open().then_some(false),
             Outcome::Malformed | Outcome::Broken => Some(false),
         };
@@ -161,7 +171,8 @@ impl Generator {
             }
         }
         books.last_answer = Some(now);
-        let live = if matches!(outcome, Outcome::Acknowledged) { &self.live.acknowledged } else { &self.live.failed };
+        let live =
+            if matches!(outcome, Outcome::Acknowledged(_)) { &self.live.acknowledged } else { &self.live.failed };
         live.store(live.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         if ticket.due < self.measured_from {
             return;
@@ -170,7 +181,7 @@ impl Generator {
         tally.sent += 1;
         tally.record(now.saturating_duration_since(ticket.due));
         match outcome {
-            Outcome::Acknowledged => tally.acknowledged += 1,
+            Outcome::Acknowledged(_) => tally.acknowledged += 1,
             Outcome::Refused(code) => tally.rejected[code.index()] += 1,
             Outcome::Malformed => tally.malformed += 1,
             Outcome::Broken => tally.broken += 1,
@@ -186,6 +197,26 @@ impl Generator {
             books.tally.record(ticket.due.elapsed());
         }
     }
+}
+
+/// Tells a device's updating, if there is any, what came of its heartbeat.
+fn update(device: &mut Device, outcome: &Outcome) {
+    let reply = match outcome {
+        Outcome::Acknowledged(reply) => reply.as_deref(),
+        _ => None,
+    };
+    if device.updating.is_none() && reply.is_none() {
+        return;
+    }
+    let now_ms = unix_ms();
+    let updating = device.updating.get_or_insert_with(|| Box::new(Updating::new(&device.id)));
+    if let Some(offer) = reply.and_then(|reply| reply.pending_update.as_ref()) {
+        updating.offered(offer, now_ms);
+    }
+    if reply.and_then(|reply| reply.update_report.as_ref()).is_some_and(|report| !report.accepted) {
+        return updating.refused();
+    }
+    updating.answered(now_ms, matches!(outcome, Outcome::Acknowledged(_)));
 }
 
 /// The clock that devices report by.

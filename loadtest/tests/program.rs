@@ -95,6 +95,45 @@ fn the_help_has_examples_and_the_exit_statuses() {
     assert!(!help.contains("bare --listen"), "the bare handler is no command for people");
 }
 
+#[test]
+fn the_help_of_a_rollout_says_what_happens_and_how_it_ends() {
+    let output = program().args(["rollout", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    for word in
+        ["Examples:", "What happens:", "Output:", "Exit status:", "--fail", "--on-breach", "--upload", "Mishaps"]
+    {
+        assert!(help.contains(word), "{word} is missing:\n{help}");
+    }
+}
+
+#[test]
+fn a_rollout_without_a_server_is_exit_status_three_and_with_a_wrong_flag_two() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let args = ["rollout", "--key", "k", "--devices", "2", "--url", &format!("http://{nobody}")];
+    let output = program().args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(output.stdout.is_empty(), "no result, no line");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&nobody.to_string()));
+
+    for wrong in [
+        &["--fail", "108%"][..],
+        &["--strategy", "bluegreen"],
+        &["--devices", "100001"],
+        &["--wave", "0"],
+        &["--upload", "4GB"],
+        &["--max-attempts", "11"],
+        &["--keys", "file"],
+    ] {
+        let output = program().args(["rollout", "--key", "k"]).args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(wrong[0]), "{wrong:?}");
+    }
+    let output = program().args(["rollout", "--key", "k", "--strategy", "waves"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "waves without a wave");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--wave"));
+    assert_eq!(program().arg("rollout").output().unwrap().status.code(), Some(2), "no key");
+}
+
 /// A child that is killed when the test ends, however it ends.
 struct Killed(std::process::Child);
 

@@ -10,6 +10,7 @@ use actix::Addr;
 use fleetd_proto::v1::device_status::State;
 use parking_lot::{Mutex, MutexGuard};
 
+use super::deployment::assignment::Assignment;
 use super::device::DeviceActor;
 use crate::auth::rate_limit::DeviceBuckets;
 use crate::auth::KeyHash;
@@ -33,6 +34,8 @@ pub struct DeviceEntry {
     row: Option<Row>,
     is_forgotten: AtomicBool,
     pub commands: CommandHint,
+    /// What a deployment has to do with it.
+    pub assignment: Assignment,
 }
 
 /// Tells without asking the registry whether commands may be pending for a device, so that a heartbeat of a device
@@ -125,6 +128,7 @@ impl DeviceEntry {
             row: None,
             is_forgotten: AtomicBool::new(false),
             commands: CommandHint::default(),
+            assignment: Assignment::default(),
         }
     }
 
@@ -170,6 +174,11 @@ impl DeviceEntry {
         self.live.lock().clone()
     }
 
+    /// Runs `read` on the live state, without copying it.
+    pub(crate) fn with_live<T>(&self, read: impl FnOnce(&Live) -> T) -> T {
+        read(&self.live.lock())
+    }
+
     /// Runs `read` on the last `SystemStats`, encoded.
     pub(crate) fn with_stats<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         read(&self.live.lock().stats)
@@ -196,6 +205,7 @@ impl DeviceEntry {
         if !same_version {
             // Rare, and under the lock of the row's chunk, which comes before the device's own.
             row.change(self, |row, live| row.set_version(live));
+            self.assignment.notice();
         }
         result
     }

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use fleetd_proto::v1::device_status::State;
 use tokio::sync::broadcast::{self, error::RecvError};
 
+use crate::actors::deployment::Handle;
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
+use crate::rollout::DeviceState;
 use crate::store::Device;
 use crate::telemetry::journal::Journal;
 use crate::telemetry::row::DeviceEvent as Row;
@@ -50,6 +52,21 @@ pub enum What {
     Deleted {
         device: Arc<Device>,
     },
+    /// What became of it in a deployment.
+    Deployment {
+        device: Arc<DeviceEntry>,
+        progress: DeviceProgress,
+    },
+}
+
+/// How far a device is in a deployment.
+#[derive(Clone)]
+pub struct DeviceProgress {
+    pub deployment: Arc<Handle>,
+    pub state: DeviceState,
+    pub wave: u32,
+    pub attempt: u32,
+    pub reason_code: &'static str,
 }
 
 impl std::fmt::Debug for What {
@@ -66,10 +83,12 @@ pub enum Kind {
     Registered,
     Updated,
     Deleted,
+    Deployment,
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [Self::StatusChange, Self::Heartbeat, Self::Registered, Self::Updated, Self::Deleted];
+    pub const ALL: [Self; 6] =
+        [Self::StatusChange, Self::Heartbeat, Self::Registered, Self::Updated, Self::Deleted, Self::Deployment];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -78,6 +97,7 @@ impl Kind {
             Self::Registered => "registered",
             Self::Updated => "updated",
             Self::Deleted => "deleted",
+            Self::Deployment => "deployment",
         }
     }
 }
@@ -90,12 +110,15 @@ impl What {
             Self::Registered { .. } => Kind::Registered,
             Self::Updated { .. } => Kind::Updated,
             Self::Deleted { .. } => Kind::Deleted,
+            Self::Deployment { .. } => Kind::Deployment,
         }
     }
 
     pub fn device_id(&self) -> &str {
         match self {
-            Self::StatusChange { device, .. } | Self::Heartbeat { device } => device.id.as_str(),
+            Self::StatusChange { device, .. } | Self::Heartbeat { device } | Self::Deployment { device, .. } => {
+                device.id.as_str()
+            }
             Self::Registered { device } | Self::Updated { device } | Self::Deleted { device } => device.id.as_str(),
         }
     }
@@ -164,6 +187,13 @@ impl Events {
         // An error says that nobody listens.
         let _ = self.0.changes.send(event);
         true
+    }
+
+    /// Tells what is kept elsewhere, such as in `deployment_events`.
+    pub fn announce(&self, event: Event) {
+        self.0.told.fetch_add(1, Ordering::Relaxed);
+        // An error says that nobody listens.
+        let _ = self.0.changes.send(event);
     }
 
     /// Tells a heartbeat, if anybody listens to them.

@@ -44,10 +44,14 @@ impl Plan {
 
     /// The rows of the chunk that match.
     pub fn select(&self, rows: Rows<'_>, scratch: &mut Scratch) -> Bitmap {
-        let all = rows.described.occupied();
+        self.select_among(rows, scratch, rows.described.occupied())
+    }
+
+    /// Those of `among`, which are rows that devices have, that match.
+    pub fn select_among(&self, rows: Rows<'_>, scratch: &mut Scratch, among: &Bitmap) -> Bitmap {
         match &self.root {
-            None => *all,
-            Some(root) => Evaluation { rows, now: self.now, scratch }.select(root, all),
+            None => *among,
+            Some(root) => Evaluation { rows, now: self.now, scratch }.select(root, among),
         }
     }
 }

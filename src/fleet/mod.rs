@@ -19,6 +19,7 @@ mod record;
 mod scan;
 mod stats;
 mod subject;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod texts;
@@ -36,6 +37,7 @@ pub use description::Description;
 pub use queries::{FleetQueries, QueryFailure, QueryStats};
 pub use scan::{Page, Place, Selection};
 pub use stats::percentages;
+pub use targets::{Capacity, DeviceKind, Survey, SurveyRequest};
 
 use crate::actors::entry::DeviceEntry;
 use crate::clock;

@@ -12,6 +12,7 @@ use crossbeam::channel::{bounded, Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
 use super::scan::{Page, Selection};
+use super::targets::{Survey, SurveyRequest};
 use super::FleetIndex;
 use crate::error::{ApiError, ErrorCode};
 use crate::presence::Moment;
@@ -148,6 +149,19 @@ impl FleetQueries {
     /// See [`QueryFailure`].
     pub async fn count(&self, filter: Filter) -> Result<usize, QueryFailure> {
         Ok(self.select(filter, 0).await?.total)
+    }
+
+    /// What `then` makes of a survey, on the thread that made the survey: both may take long, and neither holds up a
+    /// heartbeat.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn survey<T: Send + 'static>(
+        &self,
+        request: SurveyRequest,
+        then: impl FnOnce(Survey) -> T + Send + 'static,
+    ) -> Result<T, QueryFailure> {
+        self.run(move |index, run| Ok(then(index.survey(&request, run)?))).await
     }
 
     pub fn stats(&self) -> QueryStats {

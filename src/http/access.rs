@@ -57,7 +57,7 @@ impl Call {
     }
 }
 
-fn credential_of(headers: &HeaderMap) -> Result<Option<Credential>, CredentialError> {
+pub(super) fn credential_of(headers: &HeaderMap) -> Result<Option<Credential>, CredentialError> {
     let values = |name| headers.get_all(name).into_iter().map(http::HeaderValue::as_bytes);
     credential::from_headers(values("authorization"), values("x-api-key"))
 }
@@ -97,6 +97,17 @@ impl Access {
         let principal = self.identify(call, None).await?;
         auth::authorize(&principal, rule_of(method)?, None)?;
         Ok(principal)
+    }
+
+    /// For downloads, which a device pays from a bucket of their own.
+    pub async fn authorize_download(&self, call: &mut Call, method: &str) -> Result<(), ApiError> {
+        let principal = self.authorize(call, method).await?;
+        if let Principal::Device(id) = &principal {
+            if let Some(entry) = self.directory.find(id.as_str()) {
+                self.take(call, &entry.limits.downloads)?;
+            }
+        }
+        Ok(())
     }
 
     /// For RPCs that name a device. Refuses before it says whether the device exists.

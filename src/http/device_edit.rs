@@ -85,6 +85,7 @@ impl DeviceService {
         self.store.remove(&entry.id, &entry.key_hash).await?;
         // Durable first, forgotten second: a crash between the two leaves a device that the next start does not know.
         self.directory.forget(&entry);
+        entry.assignment.notice();
         self.tell(What::Deleted { device: Arc::new(stored) });
         let user = call.user_id();
         tracing::info!(device_id = %entry.id, user, force = request.force, "device deleted");
@@ -92,6 +93,14 @@ impl DeviceService {
     }
 
     fn refuse_if_in_use(&self, entry: &DeviceEntry) -> Result<(), ApiError> {
+        if let Some((deployment, _)) = entry.assignment.deployment() {
+            let message = format!(
+                "device {} is in deployment {}, which is not over; cancel that, or set force to remove the device all the same",
+                entry.id,
+                deployment.id()
+            );
+            return Err(ApiError::new(ErrorCode::FailedPrecondition, message));
+        }
         let state = self.directory.reachability(entry);
         if matches!(state, State::Online | State::Late) {
             let message = format!(

@@ -15,7 +15,7 @@ const MAX_VERSION_BYTES: usize = 128;
 /// Entries of `metadata`, and of `labels`.
 const MAX_ENTRIES: usize = 64;
 const MAX_KEY_BYTES: usize = 64;
-const MAX_METADATA_BYTES: usize = 1_024;
+pub(super) const MAX_METADATA_BYTES: usize = 1_024;
 const MAX_LABEL_BYTES: usize = 256;
 /// Bytes of an encoded `system_info`: 14 fields of some words, and a few addresses.
 const MAX_SYSTEM_INFO_BYTES: usize = 8_192;
@@ -63,7 +63,7 @@ pub fn encode_system_info(info: Option<&SystemInfo>) -> bytes::Bytes {
     info.map(|info| info.encode_to_vec()).unwrap_or_default().into()
 }
 
-fn check_text(field: &str, value: &str, max_bytes: usize) -> Result<(), ApiError> {
+pub(super) fn check_text(field: &str, value: &str, max_bytes: usize) -> Result<(), ApiError> {
     if value.len() > max_bytes {
         let message = format!("{field} has {} bytes; at most {max_bytes} are kept", value.len());
         return Err(ApiError::invalid_argument(message));
@@ -74,7 +74,7 @@ fn check_text(field: &str, value: &str, max_bytes: usize) -> Result<(), ApiError
     }
 }
 
-fn check_entries(field: &str, entries: &BTreeMap<String, String>, max_bytes: usize) -> Result<(), ApiError> {
+pub(super) fn check_entries(field: &str, entries: &BTreeMap<String, String>, max_bytes: usize) -> Result<(), ApiError> {
     if entries.len() > MAX_ENTRIES {
         let message = format!("{field} has {} entries; at most {MAX_ENTRIES} are kept", entries.len());
         return Err(ApiError::invalid_argument(message));

@@ -15,6 +15,7 @@ use super::command_service::CommandCounters;
 use super::device_edit;
 use super::pages::Tokens;
 use super::registration;
+use crate::actors::deployment::Deployments;
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::UnixMillis;
@@ -30,8 +31,9 @@ pub const BATCH_REGISTER_DEVICES: &str = "fleetd.v1.DeviceService/BatchRegisterD
 pub const GET_DEVICE: &str = "fleetd.v1.DeviceService/GetDevice";
 
 pub struct DeviceService {
-    pub access: Access,
+    pub access: Arc<Access>,
     pub directory: DeviceDirectory,
+    pub deployments: Deployments,
     pub store: Arc<dyn Store>,
     pub metrics: Metrics,
     pub commands: Arc<CommandCounters>,

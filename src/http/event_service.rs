@@ -4,7 +4,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use connectrpc::{CodecFormat, ConnectError};
 use fleetd_proto::v1::{
-    stream_events_response::Data, StatusChange, StreamEventsRequest, StreamEventsResponse, SystemInfo,
+    stream_events_response::Data, DeviceDeploymentStatus, StatusChange, StreamEventsRequest, StreamEventsResponse,
+    SystemInfo,
 };
 use futures_util::stream;
 
@@ -20,8 +21,8 @@ use crate::store;
 
 pub const STREAM_EVENTS: &str = "fleetd.v1.DeviceService/StreamEvents";
 
-/// Names of the contract whose events come with deployments and commands; nothing is told under them yet.
-const NOT_YET_TOLD: [&str; 2] = ["deployment", "command"];
+/// A name of the contract under which nothing is told yet.
+const NOT_YET_TOLD: [&str; 1] = ["command"];
 
 /// One reader.
 struct Reader {
@@ -114,7 +115,7 @@ impl Reader {
         }
         let directory = &self.service.directory;
         match what {
-            What::StatusChange { device, .. } | What::Heartbeat { device } => {
+            What::StatusChange { device, .. } | What::Heartbeat { device } | What::Deployment { device, .. } => {
                 directory.fleet().matches(device, &self.filter)
             }
             What::Registered { device } | What::Updated { device } => {
@@ -138,6 +139,16 @@ impl Reader {
             What::Heartbeat { device } => metrics_of(&SystemInfo::default(), &device.live()).map(Data::Heartbeat),
             What::Registered { device } | What::Updated { device } => Some(Data::Device(self.shown(&device))),
             What::Deleted { .. } => None,
+            What::Deployment { progress, .. } => Some(Data::Deployment(DeviceDeploymentStatus {
+                device_id: device_id.clone(),
+                state: progress.state.into(),
+                wave: i32::try_from(progress.wave).unwrap_or(i32::MAX),
+                attempt: progress.attempt,
+                reason_code: progress.reason_code.to_owned(),
+                updated_at: Some(timestamp(event.at)),
+                deployment_id: progress.deployment.id().to_owned(),
+                ..DeviceDeploymentStatus::default()
+            })),
         };
         StreamEventsResponse {
             event: kind.name().to_owned(),

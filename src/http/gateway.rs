@@ -1,5 +1,6 @@
 //! One request in, one answer out, whatever protocol and HTTP version: operations endpoints are answered here, RPCs
-//! go to `connectrpc`, and plain HTTP clients get their errors in the reference's envelope.
+//! go to `connectrpc`, downloads to `artifact_download`, and plain HTTP clients get their errors in the reference's
+//! envelope.
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,24 +11,30 @@ use std::time::Duration;
 use bytes::Bytes;
 use connectrpc::dispatcher::{Chain, Dispatcher as _};
 use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, MethodKind, Router};
+use futures_util::Stream as _;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
 use serde::Deserialize;
 
+use super::artifact_download;
+use super::binary_service::UPLOAD_BINARY;
 use super::intake::{self, Counted, Intake};
 use super::operations::Operations;
 use super::rpc::FleetRpc;
 use super::wire::{self, ErrorFacts, FactsSlot};
+use crate::artifacts::{self, Feed};
 use crate::error::ErrorCode;
 
 /// The largest request body, and the largest message after decompression. The largest message today is a heartbeat
-/// with all its processes and metrics, some 200 KB; uploads stream, and each of their messages is a chunk of 1 MB.
+/// with all its processes and metrics, some 200 KB; uploads stream, and the messages of theirs have a limit of their own.
 pub const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// Time for a unary request, its body included, when the client sets none; and the longest it may ask for.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
 const MAX_DEADLINE: Duration = Duration::from_secs(300);
+/// The longest that a client may ask for an upload. There is no default: each of its messages has a time to come.
+const MAX_UPLOAD_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 type RpcService = ConnectRpcService<Chain<FleetRpc, Router>>;
 
@@ -35,6 +42,8 @@ type RpcService = ConnectRpcService<Chain<FleetRpc, Router>>;
 #[derive(Clone)]
 pub struct Gateway {
     rpc: RpcService,
+    /// The same services, with a deadline that uploads can meet.
+    uploads: RpcService,
     operations: Arc<Operations>,
     intake: Intake,
 }
@@ -49,7 +58,8 @@ impl Gateway {
         let limits = Limits::default().with_max_request_body_size(MAX_BODY_BYTES).with_max_message_size(MAX_BODY_BYTES);
         let deadlines = DeadlinePolicy::new().with_default_timeout(DEFAULT_DEADLINE).with_max(MAX_DEADLINE);
         let rpc = ConnectRpcService::new(Chain(fleet, companions)).with_limits(limits).with_deadline_policy(deadlines);
-        Self { rpc, operations, intake: Intake::default() }
+        let uploads = rpc.clone().with_deadline_policy(DeadlinePolicy::new().with_max(MAX_UPLOAD_DEADLINE));
+        Self { rpc, uploads, operations, intake: Intake::default() }
     }
 
     pub(super) fn fleet(&self) -> &FleetRpc {
@@ -69,6 +79,11 @@ impl Gateway {
         let id = wire::request_id(request.headers().get(wire::REQUEST_ID).map(HeaderValue::as_bytes));
         let mut response = match self.operations.answer(request.method(), request.uri().path()) {
             Some(answer) => answer.map(GatewayBody::full),
+            None if request.uri().path().starts_with(artifacts::PATH_PREFIX) => {
+                let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+                let asked = artifact_download::Asked { method, uri, headers, peer };
+                self.fleet().binaries().answer_http(asked, &id).await
+            }
             None => {
                 request.extensions_mut().insert(Peer(peer));
                 self.call(request, &id).await
@@ -89,7 +104,8 @@ impl Gateway {
             let message = "gRPC needs HTTP/2; over HTTP/1.1 use Connect or gRPC-Web";
             return plain_error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorCode::InvalidArgument, message, id);
         }
-        let mut rpc = self.rpc.clone();
+        let is_upload = request.uri().path().strip_prefix('/') == Some(UPLOAD_BINARY);
+        let mut rpc = if is_upload { self.uploads.clone() } else { self.rpc.clone() };
         let was_refused = Arc::new(AtomicBool::new(false));
         // The messages of a stream are taken in one by one, and their sum says nothing.
         let share = (!self.takes_stream(request.uri().path())).then(|| self.intake.share());
@@ -278,26 +294,45 @@ pub(super) fn error_body(code: ErrorCode, message: &str, id: &HeaderValue, is_co
     }
 }
 
-/// A whole answer, or one that `connectrpc` produces frame by frame, with trailers.
+/// A whole answer, one that `connectrpc` produces frame by frame, with trailers, or a file.
 pub enum GatewayBody {
     Full(Option<Bytes>),
     Rpc(ConnectRpcBody),
+    Feed(Feed),
+    /// Nothing, in answer to HEAD, where GET would have so many bytes.
+    Head(u64),
 }
 
 impl GatewayBody {
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self::Full(Some(bytes.into()))
     }
+
+    pub const fn empty() -> Self {
+        Self::Full(None)
+    }
 }
 
 impl Body for GatewayBody {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    /// Ends the stream or the connection, so that the client does not take a part for the whole.
+    type Error = std::io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Rpc(body) => Pin::new(body).poll_frame(cx),
+            Self::Rpc(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
+            }
+            Self::Feed(feed) => Pin::new(feed).poll_next(cx).map(|piece| {
+                piece.map(|piece| {
+                    piece.map(Frame::data).map_err(|error| {
+                        tracing::warn!(cause = &error as &dyn std::error::Error, "a download ended early");
+                        std::io::Error::other(error)
+                    })
+                })
+            }),
+            Self::Head(_) => Poll::Ready(None),
         }
     }
 
@@ -305,6 +340,8 @@ impl Body for GatewayBody {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Rpc(body) => body.is_end_stream(),
+            Self::Feed(feed) => feed.remaining() == 0,
+            Self::Head(_) => true,
         }
     }
 
@@ -312,6 +349,8 @@ impl Body for GatewayBody {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Rpc(body) => body.size_hint(),
+            Self::Feed(feed) => SizeHint::with_exact(feed.remaining()),
+            Self::Head(bytes) => SizeHint::with_exact(*bytes),
         }
     }
 }

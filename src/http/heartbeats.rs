@@ -12,7 +12,7 @@ use bytes::Bytes;
 use connectrpc::{CodecFormat, ConnectError, RequestContext};
 use fleetd_proto::v1::{
     heartbeat_result, BatchHeartbeatRequest, BatchHeartbeatResponse, Error, HeartbeatRequest, HeartbeatResponse,
-    HeartbeatResult, StreamHeartbeatsRequest, StreamHeartbeatsResponse,
+    HeartbeatResult, ReportUpdateStatusResponse, StreamHeartbeatsRequest, StreamHeartbeatsResponse, UpdateProgress,
 };
 use futures_util::stream::{self, Stream, StreamExt as _};
 
@@ -49,7 +49,24 @@ pub(super) const RETRY_STREAM: Duration = Duration::from_secs(1);
 pub type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, ConnectError>> + Send>>;
 
 /// What became of one heartbeat of many so far, before the journal has it.
-type Outcome = Result<(Arc<DeviceEntry>, Vec<Report>, Taken), ApiError>;
+type Outcome = Result<(Arc<DeviceEntry>, Told, Taken), ApiError>;
+
+/// What a heartbeat tells besides measurements.
+struct Told {
+    results: Vec<Report>,
+    progress: Option<UpdateProgress>,
+}
+
+impl Told {
+    /// Takes it out of a heartbeat.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for results that no device can report.
+    fn by(request: &mut HeartbeatRequest) -> Result<Self, ApiError> {
+        let results = reports_of(std::mem::take(&mut request.command_results))?;
+        Ok(Self { results, progress: request.update_progress.take() })
+    }
+}
 
 impl DeviceService {
     /// Permission: `device:heartbeat`, with the device's own key. Acknowledged once its record is in the journal.
@@ -65,11 +82,28 @@ impl DeviceService {
         mut request: HeartbeatRequest,
     ) -> Result<HeartbeatResponse, ApiError> {
         let entry = self.access.authorize_heartbeat(call, HEARTBEAT, &request.device_id).await?;
-        let reports = reports_of(std::mem::take(&mut request.command_results))?;
+        let told = Told::by(&mut request)?;
         let taken = self.directory.heartbeat(&entry, request, UnixMillis::now()).await?;
         taken.ticket.committed().await?;
-        let commands = self.exchange_commands(&entry, reports).await?;
-        Ok(acknowledgement(commands, taken.next_heartbeat))
+        self.acknowledge(&entry, told, taken.next_heartbeat).await
+    }
+
+    /// What follows from a heartbeat that is in the journal: what it told is durable before it is acknowledged.
+    async fn acknowledge(
+        &self,
+        entry: &DeviceEntry,
+        told: Told,
+        next_heartbeat: Duration,
+    ) -> Result<HeartbeatResponse, ApiError> {
+        let commands = self.exchange_commands(entry, told.results).await?;
+        let exchange = self.deployments.exchange(entry, told.progress).await?;
+        Ok(HeartbeatResponse {
+            acknowledged: true,
+            commands,
+            pending_update: exchange.offer,
+            next_heartbeat: Some(next_heartbeat.into()),
+            update_report: exchange.report.map(report_answer),
+        })
     }
 
     /// Permission: `device:heartbeat` for each device: all of them for an operator's key, its own for a device's.
@@ -125,8 +159,8 @@ impl DeviceService {
         let mut durable = Vec::with_capacity(taken.len());
         for taken in taken {
             durable.push(match taken {
-                Ok((entry, reports, Taken { ticket, next_heartbeat })) => match ticket.committed_in_turn().await {
-                    Ok(_) => Ok((entry, reports, next_heartbeat)),
+                Ok((entry, told, Taken { ticket, next_heartbeat })) => match ticket.committed_in_turn().await {
+                    Ok(_) => Ok((entry, told, next_heartbeat)),
                     Err(error) => Err(error.into()),
                 },
                 Err(error) => Err(error),
@@ -134,9 +168,8 @@ impl DeviceService {
         }
         stream::iter(durable)
             .map(|durable| async move {
-                let (entry, reports, next_heartbeat) = durable?;
-                let commands = self.exchange_commands(&entry, reports).await?;
-                Ok(acknowledgement(commands, next_heartbeat))
+                let (entry, told, next_heartbeat) = durable?;
+                self.acknowledge(&entry, told, next_heartbeat).await
             })
             .buffered(EXCHANGES_AT_ONCE)
             .map(|outcome: Result<_, ApiError>| {
@@ -164,15 +197,15 @@ impl DeviceService {
     ) -> Vec<Outcome> {
         let now = UnixMillis::now();
         let mut outcomes: Vec<Option<Outcome>> = Vec::with_capacity(heartbeats.len());
-        let mut sent: Vec<(usize, Arc<DeviceEntry>, Vec<Report>, Sent)> = Vec::with_capacity(heartbeats.len());
+        let mut sent: Vec<(usize, Arc<DeviceEntry>, Told, Sent)> = Vec::with_capacity(heartbeats.len());
         // Devices with a heartbeat in `sent`, by the address of their entry, which `sent` keeps alive.
         let mut unanswered: HashSet<usize> = HashSet::with_capacity(heartbeats.len());
         for (place, mut request) in heartbeats.into_iter().enumerate() {
-            let admitted = self.access.admit_heartbeat(call, speaker, &request.device_id).and_then(|entry| {
-                let reports = reports_of(std::mem::take(&mut request.command_results))?;
-                Ok((entry, reports))
-            });
-            let (entry, reports) = match admitted {
+            let admitted = self
+                .access
+                .admit_heartbeat(call, speaker, &request.device_id)
+                .and_then(|entry| Ok((entry, Told::by(&mut request)?)));
+            let (entry, told) = match admitted {
                 Ok(admitted) => admitted,
                 Err(error) => {
                     outcomes.push(Some(Err(error)));
@@ -187,7 +220,7 @@ impl DeviceService {
             match batch.send(&entry, request, now) {
                 Ok(on_its_way) => {
                     outcomes.push(None);
-                    sent.push((place, entry, reports, on_its_way));
+                    sent.push((place, entry, told, on_its_way));
                 }
                 Err(error) => outcomes.push(Some(Err(error))),
             }
@@ -198,10 +231,15 @@ impl DeviceService {
     }
 }
 
+/// What a device is told of its report; `refused` is the code of why it does not count.
+pub(super) fn report_answer(refused: Option<&'static str>) -> ReportUpdateStatusResponse {
+    ReportUpdateStatusResponse { accepted: refused.is_none(), reason_code: refused.unwrap_or_default().to_owned() }
+}
+
 /// Waits for the actors' answers.
-async fn gather(sent: &mut Vec<(usize, Arc<DeviceEntry>, Vec<Report>, Sent)>, outcomes: &mut [Option<Outcome>]) {
-    for (place, entry, reports, on_its_way) in sent.drain(..) {
-        outcomes[place] = Some(on_its_way.taken().await.map(|taken| (entry, reports, taken)));
+async fn gather(sent: &mut Vec<(usize, Arc<DeviceEntry>, Told, Sent)>, outcomes: &mut [Option<Outcome>]) {
+    for (place, entry, told, on_its_way) in sent.drain(..) {
+        outcomes[place] = Some(on_its_way.taken().await.map(|taken| (entry, told, taken)));
     }
 }
 
@@ -282,11 +320,6 @@ fn check_size(heartbeats: usize) -> Result<(), ApiError> {
             Err(ApiError::invalid_argument(message))
         }
     }
-}
-
-fn acknowledgement(commands: Vec<fleetd_proto::v1::Command>, next_heartbeat: Duration) -> HeartbeatResponse {
-    let next_heartbeat = Some(next_heartbeat.into());
-    HeartbeatResponse { acknowledged: true, commands, pending_update: None, next_heartbeat }
 }
 
 fn acknowledged(results: &[HeartbeatResult]) -> i32 {

@@ -2,7 +2,6 @@
 //!
 //! The body of a unary request is read here, under a size limit and a time-out; a streaming body is passed on as it
 //! comes. actix's types stay on their worker thread, so a streaming body crosses over by a bounded channel.
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -132,28 +131,28 @@ fn reply(response: http::Response<GatewayBody>) -> HttpResponse {
     }
     match body {
         GatewayBody::Full(bytes) => reply.body(bytes.unwrap_or_default()),
-        GatewayBody::Rpc(rpc) => reply.body(ReplyBody(Box::pin(rpc))),
+        streamed => reply.body(ReplyBody(Box::pin(streamed))),
     }
 }
 
 /// A streamed answer. Trailers cannot be sent on HTTP/1.1 here; Connect and gRPC-Web put them into the body.
-struct ReplyBody(Pin<Box<connectrpc::ConnectRpcBody>>);
+struct ReplyBody(Pin<Box<GatewayBody>>);
 
 impl body::MessageBody for ReplyBody {
-    type Error = Infallible;
+    type Error = std::io::Error;
 
     fn size(&self) -> body::BodySize {
         self.0.size_hint().exact().map_or(body::BodySize::Stream, body::BodySize::Sized)
     }
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Infallible>>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
         loop {
             match std::task::ready!(self.0.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => return Poll::Ready(Some(Ok(data))),
                     Err(_trailers) => continue,
                 },
-                Some(Err(never)) => match never {},
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),
             }
         }

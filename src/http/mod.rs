@@ -2,10 +2,15 @@
 //!
 //! [`front`] accepts and tells HTTP/1.1 from HTTP/2; [`http1`] and [`http2`] bring both to one [`gateway`], which
 //! serves operations endpoints itself and hands RPCs to `connectrpc`; [`rpc`] decodes and dispatches them to the
-//! services ([`device_service`], …); [`wire`] writes errors as each kind of client expects them.
+//! services ([`device_service`], [`binary_service`], …); [`artifact_download`] serves files to plain HTTP clients; [`wire`] writes errors as each kind of client expects them.
 pub mod access;
+pub mod artifact_download;
+pub mod binary_service;
+pub mod byte_range;
 pub mod command_service;
 pub mod density;
+pub mod deployment_service;
+pub mod deployment_view;
 pub mod device_change;
 pub mod device_edit;
 pub mod device_fields;
@@ -23,4 +28,5 @@ pub mod operations;
 pub mod pages;
 pub mod registration;
 pub mod rpc;
+pub mod update_service;
 pub mod wire;

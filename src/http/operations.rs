@@ -22,7 +22,8 @@ const WELCOME: &str = "fleetd\n\n\
     RPCs are at /fleetd.v1.SERVICE/METHOD, by POST, as Connect, gRPC or gRPC-Web, in JSON or protobuf.\n\
     /healthz   200 while the process serves\n\
     /readyz    200 when it can take heartbeats, 503 with the reason when not\n\
-    /metrics   Prometheus text\n";
+    /metrics   Prometheus text\n\
+    /artifacts/ID   files of updates, by GET\n";
 
 impl Operations {
     pub fn new(metrics: Metrics, not_ready_because: Readiness) -> Self {

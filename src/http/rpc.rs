@@ -7,7 +7,9 @@ use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use connectrpc::dispatcher::{Dispatcher, MethodDescriptor, RequestStream, StreamingResult, UnaryResult};
-use connectrpc::{CodecFormat, ConnectError, EncodedBody, EncodedResponse, Payload, RequestContext, Response, Router};
+use connectrpc::{
+    CodecFormat, ConnectError, EncodedBody, EncodedResponse, Limits, Payload, RequestContext, Response, Router,
+};
 use connectrpc_health::StaticChecker;
 use connectrpc_reflection::Reflector;
 use fleetd_proto::{json, Method, MethodKind, METHODS};
@@ -16,13 +18,16 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 
 use super::access::Call;
+use super::binary_service::{self as binaries, BinaryService};
 use super::command_service;
 use super::density;
+use super::deployment_service as deployments;
 use super::device_edit;
 use super::device_service::{self as devices, DeviceService};
 use super::event_service;
 use super::heartbeats;
 use super::listing;
+use super::update_service::{self as updates, UpdateService};
 use super::wire::{self, FactsSlot};
 use crate::error::{ApiError, ErrorCode};
 
@@ -30,17 +35,25 @@ use crate::error::{ApiError, ErrorCode};
 #[derive(Clone)]
 pub struct FleetRpc {
     devices: Arc<DeviceService>,
+    updates: Arc<UpdateService>,
+    binaries: Arc<BinaryService>,
 }
 
 static DESCRIPTORS: LazyLock<HashMap<&'static str, MethodDescriptor>> =
     LazyLock::new(|| METHODS.iter().map(|method| (method.path, descriptor(method))).collect());
 
 fn descriptor(method: &Method) -> MethodDescriptor {
-    match method.kind {
+    let descriptor = match method.kind {
         MethodKind::Unary => MethodDescriptor::unary(method.no_side_effects),
         MethodKind::ServerStreaming => MethodDescriptor::server_streaming(),
         MethodKind::ClientStreaming => MethodDescriptor::client_streaming(),
         MethodKind::BidiStreaming => MethodDescriptor::bidi_streaming(),
+    };
+    match method.path {
+        binaries::UPLOAD_BINARY => {
+            descriptor.with_limits(Limits::default().with_max_message_size(binaries::MAX_UPLOAD_MESSAGE_BYTES))
+        }
+        _ => descriptor,
     }
 }
 
@@ -62,12 +75,16 @@ pub fn companions() -> (Router, Arc<StaticChecker>) {
 }
 
 impl FleetRpc {
-    pub fn new(devices: Arc<DeviceService>) -> Self {
-        Self { devices }
+    pub fn new(devices: Arc<DeviceService>, updates: Arc<UpdateService>, binaries: Arc<BinaryService>) -> Self {
+        Self { devices, updates, binaries }
     }
 
     pub(super) fn devices(&self) -> &Arc<DeviceService> {
         &self.devices
+    }
+
+    pub(super) fn binaries(&self) -> &Arc<BinaryService> {
+        &self.binaries
     }
 }
 
@@ -105,9 +122,9 @@ macro_rules! unary_to_its_end {
     }};
 }
 
-/// One arm of [`Dispatcher::call_server_streaming`]: decode, call, hand the stream on.
+/// One arm of [`Dispatcher::call_server_streaming`]: decode, call, hand the stream on as `$respond` makes it.
 macro_rules! streaming {
-    ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr) => {{
+    ($service:expr, $method:ident, $context:expr, $request:expr, $format:expr, $respond:expr) => {{
         let service = Arc::clone($service);
         Box::pin(async move {
             let mut call = Call::from_context(&$context);
@@ -117,7 +134,7 @@ macro_rules! streaming {
                 Err(error) => Err(service.access.undecodable(&mut call, error)),
             };
             answer
-                .map(streamed)
+                .map($respond)
                 .map_err(|error| wire::connect_error(call.sign(error), call.quota.as_ref(), facts.as_ref()))
         })
     }};
@@ -143,10 +160,7 @@ impl Dispatcher for FleetRpc {
             command_service::LIST_COMMANDS => unary!(&self.devices, list_commands, context, request, format),
             command_service::CANCEL_COMMAND => unary!(&self.devices, cancel_command, context, request, format),
             listing::LIST_DEVICES => unary!(&self.devices, list, context, request, format),
-            _ => {
-                let refusal = self.not_served(path, &context);
-                Box::pin(async move { Err(refusal) })
-            }
+            _ => self.call_updates(path, context, request, format),
         }
     }
 
@@ -158,7 +172,14 @@ impl Dispatcher for FleetRpc {
         format: CodecFormat,
     ) -> StreamingResult {
         match path {
-            event_service::STREAM_EVENTS => streaming!(&self.devices, stream_events, context, request, format),
+            event_service::STREAM_EVENTS => {
+                streaming!(&self.devices, stream_events, context, request, format, streamed)
+            }
+            binaries::DOWNLOAD_BINARY => {
+                // Files of updates are compressed already, or it is their format's business.
+                let uncompressed = |messages| Response::new(messages).compress(false);
+                streaming!(&self.binaries, download, context, request, format, uncompressed)
+            }
             _ => {
                 let refusal = self.not_served(path, &context);
                 Box::pin(async move { Err(refusal) })
@@ -170,9 +191,19 @@ impl Dispatcher for FleetRpc {
         &self,
         path: &str,
         context: RequestContext,
-        _: RequestStream,
-        _: CodecFormat,
+        messages: RequestStream,
+        format: CodecFormat,
     ) -> UnaryResult {
+        if path == binaries::UPLOAD_BINARY {
+            let service = Arc::clone(&self.binaries);
+            return Box::pin(async move {
+                let mut call = Call::from_context(&context);
+                match service.upload(&mut call, messages, format).await {
+                    Ok(message) => respond(&message, &call, format),
+                    Err(error) => Err(wire::connect_error(call.sign(error), call.quota.as_ref(), None)),
+                }
+            });
+        }
         let refusal = self.not_served(path, &context);
         Box::pin(async move { Err(refusal) })
     }
@@ -194,6 +225,34 @@ impl Dispatcher for FleetRpc {
 }
 
 impl FleetRpc {
+    fn call_updates(&self, path: &str, context: RequestContext, request: Payload, format: CodecFormat) -> UnaryResult {
+        let service = &self.updates;
+        match path {
+            updates::CREATE_UPDATE => unary_to_its_end!(service, create_update, context, request, format),
+            updates::GET_UPDATE => unary!(service, get_update, context, request, format),
+            updates::LIST_UPDATES => unary!(service, list_updates, context, request, format),
+            deployments::DEPLOY_UPDATE => unary_to_its_end!(service, deploy, context, request, format),
+            deployments::PLAN_DEPLOYMENT => unary!(service, plan_deployment, context, request, format),
+            deployments::GET_DEPLOYMENT_STATUS => unary!(service, deployment_status, context, request, format),
+            deployments::LIST_DEPLOYMENTS => unary!(service, list_deployments, context, request, format),
+            deployments::PAUSE_DEPLOYMENT => unary_to_its_end!(service, pause_deployment, context, request, format),
+            deployments::RESUME_DEPLOYMENT => unary_to_its_end!(service, resume_deployment, context, request, format),
+            deployments::PROMOTE_DEPLOYMENT => unary_to_its_end!(service, promote_deployment, context, request, format),
+            deployments::APPROVE_DEPLOYMENT => unary_to_its_end!(service, approve_deployment, context, request, format),
+            deployments::CANCEL_DEPLOYMENT => unary_to_its_end!(service, cancel_deployment, context, request, format),
+            deployments::ROLLBACK_DEPLOYMENT => {
+                unary_to_its_end!(service, rollback_deployment, context, request, format)
+            }
+            deployments::RETRY_FAILED => unary_to_its_end!(service, retry_failed, context, request, format),
+            deployments::EXPLAIN_DEVICE => unary!(service, explain_device, context, request, format),
+            deployments::REPORT_UPDATE_STATUS => unary!(service, report_update_status, context, request, format),
+            _ => {
+                let refusal = self.not_served(path, &context);
+                Box::pin(async move { Err(refusal) })
+            }
+        }
+    }
+
     /// The answer for an RPC of the contract that this version does not serve. No key is asked for: the answer
     /// tells nothing that the published contract does not.
     fn not_served(&self, path: &str, context: &RequestContext) -> ConnectError {
@@ -218,6 +277,19 @@ where
             .map_err(|error| ApiError::invalid_argument(format!("the request is not valid protobuf: {error}"))),
         // `connectrpc` may learn further formats; it offers none that it was not asked for.
         other => Err(ApiError::new(ErrorCode::Unimplemented, format!("messages in {other} are not understood"))),
+    }
+}
+
+/// As [`decode`], with byte fields that share the message's memory in place of copies: for messages that are mostly
+/// such a field, and are dropped soon.
+pub(super) fn decode_sharing<M>(bytes: Bytes, format: CodecFormat) -> Result<M, ApiError>
+where
+    M: prost::Message + Default + DeserializeOwned,
+{
+    match format {
+        CodecFormat::Proto => M::decode(bytes)
+            .map_err(|error| ApiError::invalid_argument(format!("the request is not valid protobuf: {error}"))),
+        _ => decode(&bytes, format),
     }
 }
 

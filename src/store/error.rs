@@ -23,6 +23,9 @@ pub enum StoreError {
     #[error("device {0} is not registered")]
     NotFound(DeviceId),
 
+    #[error("update {name} {version} exists already, as {id}")]
+    UpdateExists { id: String, name: String, version: String },
+
     #[error("{what} is still under way; try again in a second")]
     InProgress { what: &'static str },
 
@@ -87,7 +90,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let message = error.to_string();
         let (code, retry_after) = match &error {
-            StoreError::AlreadyExists(_) => return Self::new(ErrorCode::AlreadyExists, message),
+            StoreError::AlreadyExists(_) | StoreError::UpdateExists { .. } => {
+                return Self::new(ErrorCode::AlreadyExists, message)
+            }
             StoreError::NotFound(_) => return Self::new(ErrorCode::NotFound, message),
             // UNAVAILABLE, not RESOURCE_EXHAUSTED: the caller did nothing too often, the server is behind.
             StoreError::InProgress { .. }
@@ -116,6 +121,14 @@ mod tests {
         let error = ApiError::from(StoreError::AlreadyExists(DeviceId::parse("rpi-001").unwrap()));
         assert_eq!(error.code, ErrorCode::AlreadyExists);
         assert_eq!(error.message, "device rpi-001 is already registered");
+    }
+
+    #[test]
+    fn a_taken_name_and_version_is_already_exists_and_names_the_update() {
+        let (id, name, version) = ("update-007".to_owned(), "firmware".to_owned(), "2.1.0".to_owned());
+        let error = ApiError::from(StoreError::UpdateExists { id, name, version });
+        assert_eq!(error.code, ErrorCode::AlreadyExists);
+        assert_eq!(error.message, "update firmware 2.1.0 exists already, as update-007");
     }
 
     #[test]

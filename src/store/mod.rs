@@ -1,21 +1,25 @@
 //! The registry of record: which devices exist and what they were told, apart from what they report.
 //!
 //! The rest of the server sees [`Store`], an object-safe trait made of one small trait a subject ([`DeviceStore`],
-//! [`CommandStore`], [`SettingStore`]; updates, deployments, keys and webhooks join as traits and migrations of their own).
+//! [`CommandStore`], [`UpdateStore`], [`BinaryStore`], [`SettingStore`]; keys and webhooks join as traits and migrations
+//! of their own).
 //! Behind it stands [`sqlite`], the only folder that knows SQL. Heartbeats never come here: a device's `last_seen`
 //! is written when it goes offline.
 //!
 //! A write is acknowledged when it is durable: neither a killed process nor a power cut takes it back (see
 //! [`sqlite`] for what that costs). A write that is answered with an error may still have happened if the error is
 //! [`StoreError::Backend`]; after all others it has not.
+mod binary;
 mod command;
 mod device;
 mod error;
 pub mod sqlite;
+mod update;
 
 use std::future::Future;
 use std::pin::Pin;
 
+pub use binary::{BinaryRecord, BinaryStore, NewBinary};
 pub use command::{
     Canceled, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery, Exchange, NewCommand,
     Report, Sent, Swept,
@@ -24,6 +28,10 @@ pub use device::{Device, DeviceRow, InvalidMap, LastSeen, MapText};
 
 pub use crate::clock::UnixMillis;
 pub use error::StoreError;
+pub use update::{
+    AttemptRecord, DeploymentChange, DeploymentDevice, DeploymentDeviceQuery, DeploymentQuery, DeploymentRecord,
+    NewDeployment, NewUpdate, Paged, UpdateRecord, UpdateStore,
+};
 
 use crate::auth::KeyHash;
 use crate::ids::DeviceId;
@@ -39,7 +47,7 @@ pub type StoreFuture<T> = Answer<Result<T, StoreError>>;
 pub type DeviceChange = Box<dyn FnOnce(&Device) -> Option<Device> + Send>;
 
 /// Everything that the server keeps; share it as `Arc<dyn Store>`.
-pub trait Store: DeviceStore + CommandStore + SettingStore {
+pub trait Store: DeviceStore + CommandStore + UpdateStore + BinaryStore + SettingStore {
     /// Counters for `/metrics`.
     fn stats(&self) -> StoreStats;
 }

@@ -12,6 +12,7 @@
 #![allow(dead_code)]
 pub mod clickhouse;
 pub mod client;
+pub mod disk;
 pub mod wire;
 
 use std::collections::VecDeque;

@@ -268,6 +268,19 @@ impl Http2 {
 
     /// As [`Self::try_ask`], with `body` in place of the request's.
     pub fn ask_with(&mut self, ask: &Ask, body: AskBody) -> Result<Reply, hyper::Error> {
+        let mut whole = Vec::new();
+        let reply = self.ask_each(ask, body, ANSWER_WITHIN, |piece| whole.extend_from_slice(piece))?;
+        Ok(Reply { body: whole, ..reply })
+    }
+
+    /// As [`Self::ask_with`], with the answer's body given to `each` as it comes.
+    pub fn ask_each(
+        &mut self,
+        ask: &Ask,
+        body: AskBody,
+        within: Duration,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<Reply, hyper::Error> {
         let mut request = http::Request::builder().method(ask.method).uri(format!("http://fleetd{}", ask.target));
         for (name, value) in &ask.headers {
             request = request.header(name, value);
@@ -278,13 +291,18 @@ impl Http2 {
             let exchange = async {
                 sender.ready().await?;
                 let response = sender.send_request(request).await?;
-                let (head, body) = response.into_parts();
-                let body = body.collect().await?;
-                let trailers = body.trailers().map(texts).unwrap_or_default();
+                let (head, mut body) = response.into_parts();
+                let mut trailers = Vec::new();
+                while let Some(frame) = body.frame().await {
+                    match frame?.into_data() {
+                        Ok(piece) => each(&piece),
+                        Err(frame) => trailers = frame.trailers_ref().map(texts).unwrap_or_default(),
+                    }
+                }
                 let status = head.status.as_u16();
-                Ok(Reply { status, headers: texts(&head.headers), body: body.to_bytes().into(), trailers })
+                Ok(Reply { status, headers: texts(&head.headers), body: Vec::new(), trailers })
             };
-            tokio::time::timeout(ANSWER_WITHIN, exchange).await.expect("an answer in time")
+            tokio::time::timeout(within, exchange).await.expect("an answer in time")
         })
     }
 }

@@ -2,6 +2,7 @@
 mod arrival;
 mod audit;
 mod fixture;
+mod gates;
 mod native;
 mod poison;
 mod proxy;

@@ -4,6 +4,7 @@ mod oracle;
 mod pages;
 mod queries;
 mod rows;
+mod targets;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

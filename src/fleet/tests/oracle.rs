@@ -39,7 +39,7 @@ fn test() -> impl Strategy<Value = String> {
     })
 }
 
-fn filter() -> impl Strategy<Value = String> {
+pub(super) fn filter() -> impl Strategy<Value = String> {
     let filled = test().prop_recursive(3, 8, 3, |inner| {
         prop_oneof![
             inner.clone().prop_map(|a| format!("NOT ({a})")),
@@ -58,7 +58,7 @@ fn order() -> impl Strategy<Value = String> {
 }
 
 /// Devices of some kinds, under ids whose order has nothing to do with the order in which they come.
-fn fleet(kinds: &[Model], devices: usize) -> Vec<Model> {
+pub(super) fn fleet(kinds: &[Model], devices: usize) -> Vec<Model> {
     let scrambled = |number: usize| number * 7_919 % 100_003;
     (0..devices).map(|n| kinds[n * 5 % kinds.len()].named(&format!("d-{:07}-with-a-long-name", scrambled(n)))).collect()
 }

@@ -496,10 +496,10 @@ fn state(row: &Row<'_>, column: usize) -> rusqlite::Result<State> {
     State::try_from(number).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, number.into()))
 }
 
-fn time(millis: i64) -> UnixMillis {
+pub(super) fn time(millis: i64) -> UnixMillis {
     UnixMillis::from_millis_clamped(millis)
 }
 
-fn millis(duration: Duration) -> i64 {
+pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

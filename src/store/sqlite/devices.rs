@@ -300,7 +300,7 @@ pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
 
-fn device_id(text: &str) -> rusqlite::Result<DeviceId> {
+pub(super) fn device_id(text: &str) -> rusqlite::Result<DeviceId> {
     DeviceId::parse(text).map_err(not_as_written)
 }
 

@@ -16,6 +16,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_heartbeat_interval.sql"),
     include_str!("migrations/0003_commands.sql"),
     include_str!("migrations/0004_offline.sql"),
+    include_str!("migrations/0005_updates.sql"),
+    include_str!("migrations/0006_binaries.sql"),
 ];
 
 /// "fltd" in ASCII, the `application_id` by which `file` and the next start know the database.

@@ -6,11 +6,16 @@
 //!
 //! To add a subject: a numbered file in `migrations/`, a trait in `crate::store`, and a file beside
 //! `devices` that implements it with `SqliteStore::read` and `SqliteStore::write`.
+mod binaries;
 #[cfg(test)]
 mod command_tests;
 mod commands;
 mod connection;
 mod counters;
+mod deployment_devices;
+#[cfg(test)]
+mod deployment_tests;
+mod deployments;
 mod devices;
 mod error;
 mod job;
@@ -18,6 +23,7 @@ mod migrations;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod updates;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +36,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use self::counters::Counters;
+use self::deployments::Underway;
 use self::job::{job, Job, JobError};
 use self::writer::Queued;
 use super::{Store, StoreError, StoreFuture, StoreStats};
@@ -74,11 +81,13 @@ struct Queues {
     writes: Sender<Option<Queued>>,
     reads: Sender<Option<Box<dyn Job>>>,
     counters: Arc<Counters>,
+    underway: Underway,
 }
 
 impl SqliteStore {
     fn open(path: &Path) -> Result<Self, StoreError> {
         let writer = connection::open_writer(path)?;
+        deployments::remove_incomplete(&writer)?;
         let readers = (0..READERS).map(|_| connection::open_reader(path)).collect::<Result<Vec<_>, _>>()?;
         Self::start(path, writer, readers)
     }
@@ -89,7 +98,7 @@ impl SqliteStore {
         let (reads, read_queue) = bounded(READ_QUEUE);
         let mut store = Self {
             path: path.to_owned(),
-            queues: Queues { writes, reads, counters: Arc::clone(&counters) },
+            queues: Queues { writes, reads, counters: Arc::clone(&counters), underway: Underway::default() },
             readers: Vec::with_capacity(readers.len()),
             writer: None,
         };

@@ -71,12 +71,17 @@ fn check(heartbeat: &HeartbeatRequest) -> Result<(), InvalidField> {
     }
     for name in stats.metrics.keys() {
         bounded("stats.metrics key", name.len(), MAX_METRIC_NAME_BYTES)?;
-        let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.');
-        if name.is_empty() || !name.bytes().all(allowed) {
+        if !is_metric_name(name) {
             return Err(InvalidField::MetricName { name: name.clone() });
         }
     }
     Ok(())
+}
+
+/// Whether a custom metric can have this name.
+pub fn is_metric_name(name: &str) -> bool {
+    let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.');
+    (1..=MAX_METRIC_NAME_BYTES).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 fn bounded(field: &'static str, bytes: usize, limit: usize) -> Result<(), InvalidField> {

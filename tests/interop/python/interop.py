@@ -3,7 +3,10 @@
 Usage: interop.py ADDRESS ADMIN_KEY. Exits with 0 when every promise holds; else prints which one did not.
 """
 
+import hashlib
+import os
 import sys
+import tempfile
 import time
 
 import grpc
@@ -196,6 +199,92 @@ def many_calls_share_one_connection(fleet, admin):
     expect(all(call.result().device.id == DEVICE for call in calls), "an answer of another call")
 
 
+class BinaryStub:
+    """What grpcio's generator makes of BinaryService, made of what reflection says."""
+
+    def __init__(self, fleet, key):
+        self.metadata = [("authorization", f"Bearer {key}")]
+        service = fleet.pool.FindServiceByName("fleetd.v1.BinaryService")
+        get = message_factory.GetMessageClass
+        upload, download = (service.FindMethodByName(name) for name in ("UploadBinary", "DownloadBinary"))
+        self.upload = fleet.channel.stream_unary(
+            "/fleetd.v1.BinaryService/UploadBinary",
+            request_serializer=get(upload.input_type).SerializeToString,
+            response_deserializer=get(upload.output_type).FromString,
+        )
+        self.download = fleet.channel.unary_stream(
+            "/fleetd.v1.BinaryService/DownloadBinary",
+            request_serializer=get(download.input_type).SerializeToString,
+            response_deserializer=get(download.output_type).FromString,
+        )
+
+    def UploadBinary(self, requests):
+        return self.upload(requests, metadata=self.metadata)
+
+    def DownloadBinary(self, request):
+        return self.download(request, metadata=self.metadata)
+
+
+class binary_pb2:
+    """The reference's functions find their messages here, as in a generated module."""
+
+
+# The two functions of the API reference, as printed.
+def upload_binary(stub, file_path):
+    def generate_chunks():
+        # Send metadata first
+        yield binary_pb2.UploadBinaryRequest(
+            metadata=binary_pb2.BinaryMetadata(
+                name="firmware.bin",
+                version="2.0.0",
+                platform="raspberry-pi"
+            )
+        )
+        # Send file chunks
+        with open(file_path, 'rb') as f:
+            while True:
+                chunk = f.read(1024 * 1024)  # 1MB chunks
+                if not chunk:
+                    break
+                yield binary_pb2.UploadBinaryRequest(chunk=chunk)
+    response = stub.UploadBinary(generate_chunks())
+    return response
+
+
+def download_binary(stub, binary_id, output_path):
+    request = binary_pb2.DownloadBinaryRequest(
+        binary_id=binary_id,
+        chunk_size=1024 * 1024  # 1MB chunks
+    )
+    with open(output_path, 'wb') as f:
+        for response in stub.DownloadBinary(request):
+            if response.HasField('chunk'):
+                f.write(response.chunk)
+
+
+def the_references_upload_and_download_work_as_printed(fleet, admin, key):
+    for name in ("UploadBinaryRequest", "BinaryMetadata", "DownloadBinaryRequest"):
+        descriptor = fleet.pool.FindMessageTypeByName("fleetd.v1." + name)
+        setattr(binary_pb2, name, message_factory.GetMessageClass(descriptor))
+    with tempfile.TemporaryDirectory() as folder:
+        sent, got = os.path.join(folder, "sent"), os.path.join(folder, "got")
+        content = os.urandom(5 * 1024 * 1024 + 17)
+        with open(sent, "wb") as file:
+            file.write(content)
+        response = upload_binary(BinaryStub(fleet, admin), sent)
+        expect(response.checksum == "sha256:" + hashlib.sha256(content).hexdigest(), response)
+        expect(response.size_bytes == len(content), response)
+        download_binary(BinaryStub(fleet, key), response.binary_id, got)
+        with open(got, "rb") as file:
+            expect(file.read() == content, "the file came back different")
+        try:
+            upload_binary(BinaryStub(fleet, key), sent)
+        except grpc.RpcError as error:
+            expect_code(error, grpc.StatusCode.PERMISSION_DENIED, "update:create")
+        else:
+            raise AssertionError("a device uploaded a file")
+
+
 def main(address, admin):
     started = time.monotonic()
     with grpc.insecure_channel(address) as channel:
@@ -205,6 +294,7 @@ def main(address, admin):
         key = a_device_registers_reports_and_is_read(fleet, admin)
         errors_carry_the_codes_of_the_reference(fleet, admin, key)
         an_rpc_that_is_not_served_says_so(fleet, admin)
+        the_references_upload_and_download_work_as_printed(fleet, admin, key)
         health_is_told_and_watched(channel)
         a_deadline_holds(channel)
         many_calls_share_one_connection(fleet, admin)

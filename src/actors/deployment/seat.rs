@@ -1,0 +1,76 @@
+//! A device in a deployment: what the coordinator keeps of it beside the record that decisions go by.
+use std::sync::Arc;
+
+use super::handle::Handle;
+use crate::actors::directory::DeviceDirectory;
+use crate::actors::entry::DeviceEntry;
+use crate::clock::UnixMillis;
+use crate::ids::DeviceId;
+use crate::rollout::{Reachability, Runs, Standing};
+use fleetd_proto::v1::device_status::State;
+
+/// One device, at its place. A million of them are 50 MB.
+pub(super) struct Seat {
+    pub device_id: DeviceId,
+    /// `None` when the fleet does not have the device (any more).
+    pub entry: Option<Arc<DeviceEntry>>,
+    /// The version that it ran when it was chosen.
+    pub from_version: Arc<str>,
+    /// Nothing for the many whose turn has not come.
+    pub said: Option<Box<Said>>,
+}
+
+/// What happened at the seat.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Said {
+    pub message: String,
+    pub progress_percent: f64,
+    pub offered_at: Option<UnixMillis>,
+    pub updated_at: Option<UnixMillis>,
+}
+
+impl Seat {
+    pub fn said(&mut self) -> &mut Said {
+        self.said.get_or_insert_with(Box::default)
+    }
+
+    /// The device, unless it was deleted.
+    pub fn device(&self) -> Option<&Arc<DeviceEntry>> {
+        self.entry.as_ref().filter(|entry| !entry.is_forgotten())
+    }
+
+    /// How the device stands; `None` when it is gone from the fleet.
+    pub fn standing(
+        &self,
+        directory: &DeviceDirectory,
+        handle: &Arc<Handle>,
+        windows: &dyn Fn(&DeviceEntry) -> bool,
+    ) -> Option<Standing> {
+        let entry = self.device()?;
+        let now = directory.fleet().moment().now;
+        let (presence, silent_for, runs) = entry.with_live(|live| {
+            let silent_for = live.last_seen.map(|_| now.saturating_sub(live.last_seen_at) / 1_000_000);
+            let runs = match (&live.version, silent_for) {
+                // It has not reported to this server, which is no evidence of anything; or it never says, and is taken to
+                // run what it was registered with.
+                (None, _) => Runs::Before,
+                (Some(version), _) if **version == handle.release.update.version => Runs::Target,
+                (Some(version), _) if **version == *self.from_version => Runs::Before,
+                (Some(_), _) => Runs::Other,
+            };
+            (directory.presence(live), silent_for, runs)
+        });
+        let reachability = match presence {
+            State::Online | State::Late => Reachability::Online,
+            State::Maintenance => Reachability::Maintenance,
+            State::Offline | State::Unknown => Reachability::Offline,
+        };
+        Some(Standing {
+            reachability,
+            silent_for,
+            runs,
+            is_window_open: windows(entry),
+            is_taken: entry.assignment.is_held_by_another(handle),
+        })
+    }
+}

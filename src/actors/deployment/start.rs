@@ -1,0 +1,295 @@
+//! How deployments begin, go on after a start of the server, and come back to be rolled back.
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use fleetd_proto::v1::{DeploymentConfig, UpdateStrategy};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use prost::Message as _;
+
+use super::coordinator::DeploymentCoordinator;
+use super::handle::Handle;
+use super::joiners::Joiners;
+use super::planning::{Planned, Wish};
+use super::release::Release;
+use super::seat::{Said, Seat};
+use super::watch::Watch;
+use super::{died, failed, head_of, no_deployment, Deployments};
+use crate::error::{ApiError, ErrorCode};
+use crate::rollout::{DeploymentState, DeviceState, Event, Order, Place, Record, Rollout, Targets as _};
+use crate::store::{DeploymentDevice, DeploymentRecord, NewDeployment, StoreError};
+
+/// Devices that are taken out of other deployments at a time.
+const TAKEN_AT_ONCE: usize = 1_024;
+
+/// How often a plan is made anew because another deployment took some of its devices in between.
+const MAX_PLANS: usize = 3;
+
+impl Deployments {
+    /// Starts a deployment. Durable when this answers.
+    ///
+    /// # Errors
+    /// NOT_FOUND for the update and for devices by id, INVALID_ARGUMENT for filter and policy, FAILED_PRECONDITION for
+    /// a target that leaves no device to update.
+    pub async fn deploy(
+        &self,
+        update_id: &str,
+        wish: Wish,
+        created_by: String,
+        request_id: String,
+    ) -> Result<DeploymentRecord, ApiError> {
+        // A repeat must answer as the first call did, also when its devices are taken: by that first call.
+        if let Some(known) = self.0.store.deployment_of_request(&created_by, &request_id).await? {
+            return Ok(known);
+        }
+        for _ in 0..MAX_PLANS {
+            let planned = self.planned(update_id, &wish).await?;
+            planned.check(&wish)?;
+            let handle = Handle::new(Arc::clone(&planned.release));
+            if planned.policy.supersede {
+                self.take_over(&planned).await?;
+            }
+            if !claim_all(&planned, &handle) {
+                continue;
+            }
+            let kept = self.keep(&planned, &handle, &wish, &created_by, &request_id).await;
+            if kept.is_err() {
+                release_all(&planned, &handle);
+            }
+            return kept;
+        }
+        let message = "other deployments kept taking devices of this one while it was planned; try again";
+        Err(ApiError::new(ErrorCode::Aborted, message))
+    }
+
+    async fn keep(
+        &self,
+        planned: &Planned,
+        handle: &Arc<Handle>,
+        wish: &Wish,
+        created_by: &str,
+        request_id: &str,
+    ) -> Result<DeploymentRecord, ApiError> {
+        let Planned { release, policy, survey, .. } = planned;
+        let now = Watch::from(0, self.0.directory.fleet()).now();
+        let places: Vec<_> = planned.places().collect();
+        let devices = places.iter().map(|(_, device)| *device).collect();
+        let rollout = Rollout::new(policy.clone(), planned.waves(), devices, now);
+        let mut seats = Vec::with_capacity(places.len());
+        let mut rows = Vec::with_capacity(places.len());
+        for (place, (target, _)) in places.into_iter().enumerate() {
+            let entry = &survey.devices[target as usize];
+            let from_version = survey.shared_text(survey.rows()[target as usize].version);
+            let record = rollout.record(place as Place);
+            rows.push(DeploymentDevice {
+                place: place as u32,
+                device_id: entry.id.clone(),
+                state: record.state().into(),
+                record: record.encode().to_vec().into(),
+                from_version: from_version.to_string(),
+                message: String::new(),
+                offered_at: None,
+                updated_at: now.wall,
+            });
+            let entry = Some(Arc::clone(entry));
+            seats.push(Seat { device_id: rows[place].device_id.clone(), entry, from_version, said: None });
+        }
+        let new = NewDeployment {
+            update_id: release.update.id.clone(),
+            request_id: request_id.to_owned(),
+            created_by: created_by.to_owned(),
+            config: policy.to_config().encode_to_vec().into(),
+            device_filter: wish.device_filter.clone(),
+            created_at: now.wall,
+            state: rollout.head().state.into(),
+            head: rollout.head().encode().into(),
+        };
+        let (record, is_repeat) = self.0.store.create_deployment(new, rows).await?;
+        if is_repeat {
+            release_all(planned, handle);
+            return Ok(record);
+        }
+        handle.identify(&record.id);
+        let joiners = Joiners::new(policy, &wish.device_filter);
+        self.0.open.insert(record.id.clone(), Arc::clone(handle));
+        self.run(DeploymentCoordinator::new(rollout, seats, Arc::clone(handle), Arc::clone(&self.0), joiners));
+        Ok(record)
+    }
+
+    /// Starts a coordinator on the thread of all coordinators.
+    fn run(&self, coordinator: DeploymentCoordinator) {
+        let handle = Arc::clone(&coordinator.handle);
+        let address = DeploymentCoordinator::start_in_arbiter(&self.0.arbiter, move |_| coordinator);
+        handle.set_address(address);
+    }
+
+    /// Frees devices of other deployments, whose coordinators know of it first.
+    async fn take_over(&self, planned: &Planned) -> Result<(), ApiError> {
+        let taken =
+            planned.targets().filter_map(|(_, entry)| Some((Arc::clone(entry), entry.assignment.deployment()?)));
+        let taken: Vec<_> = taken.collect();
+        let this = self.clone();
+        let told = stream::iter(taken).map(move |(entry, (other, place))| {
+            let this = this.clone();
+            async move {
+                let told = this.tell(&other, Event::Superseded { place }, None).await;
+                told.map_err(|failure| failed(failure, other.id()))?;
+                entry.assignment.release(&other);
+                Ok::<_, ApiError>(())
+            }
+        });
+        // Many at once, since all that wait for one save are saved together.
+        told.buffer_unordered(TAKEN_AT_ONCE).try_collect().await
+    }
+
+    /// Every deployment that is not over goes on.
+    pub(super) async fn take_up_all(&self) -> Result<(), StoreError> {
+        for record in self.0.store.open_deployments()? {
+            let id = record.id.clone();
+            if let Err(error) = self.take_up(record, None).await {
+                // The others must not stand still for it; its devices are offered nothing.
+                tracing::error!(
+                    deployment = id,
+                    error = &error as &dyn std::error::Error,
+                    "deployment cannot be taken up"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a coordinator from the registry.
+    async fn take_up(&self, record: DeploymentRecord, handle: Option<Arc<Handle>>) -> Result<Arc<Handle>, ApiError> {
+        let damaged = |what: String| ApiError::internal(format!("deployment {} cannot be read: {what}", record.id));
+        let config = DeploymentConfig::decode(record.config.clone()).map_err(|error| damaged(error.to_string()))?;
+        let policy = self.policy(&UpdateStrategy::default(), &config)?;
+        let head = head_of(&record)?;
+        let (this, id) = (self.clone(), record.id.clone());
+        // A million rows take a second.
+        let read = tokio::task::spawn_blocking(move || this.read_seats(&id)).await;
+        let (records, seats, versions) = read.map_err(|error| damaged(error.to_string()))?.map_err(damaged)?;
+        let handle = match handle {
+            Some(handle) => handle,
+            None => {
+                let (update, ways_back) = (self.update(&record.update_id).await?, self.ways_back(versions).await?);
+                let handle = Handle::new(Arc::new(Release::new(update, self.0.urls.clone(), ways_back)));
+                handle.identify(&record.id);
+                handle
+            }
+        };
+        let rollout = Rollout::load(policy, head, records);
+        for (place, seat) in seats.iter().enumerate() {
+            let is_wanted = is_in_play(rollout.record(place as Place).state());
+            // A device that another deployment has taken meanwhile is that one's.
+            if is_wanted && !seat.entry.as_ref().is_some_and(|entry| entry.assignment.claim(&handle, place as Place)) {
+                handle.notice(place as Place);
+            }
+        }
+        let joiners = Joiners::new(rollout.policy(), &record.device_filter);
+        self.0.open.insert(record.id.clone(), Arc::clone(&handle));
+        self.run(DeploymentCoordinator::new(rollout, seats, Arc::clone(&handle), Arc::clone(&self.0), joiners));
+        tracing::info!(deployment = record.id, "deployment goes on");
+        Ok(handle)
+    }
+
+    /// Every device of a deployment, in the order of places, and the versions that they ran before. Blocks.
+    fn read_seats(&self, id: &str) -> Result<(Vec<Record>, Vec<Seat>, Vec<Arc<str>>), String> {
+        let (mut records, mut seats) = (Vec::new(), Vec::new());
+        let mut versions: HashSet<Arc<str>> = HashSet::new();
+        let mut damage = None;
+        let read = self.0.store.for_each_deployment_device(id, &mut |device| {
+            match Record::decode(&device.record) {
+                Ok(record) if device.place as usize == seats.len() => records.push(record),
+                Ok(_) => damage = Some(format!("place {} is missing", seats.len())),
+                Err(error) => damage = Some(format!("the record of device {}: {error}", device.device_id)),
+            }
+            // Few versions, many devices: each text is kept once.
+            let from_version = match versions.get(device.from_version.as_str()) {
+                Some(known) => Arc::clone(known),
+                None => {
+                    let new: Arc<str> = device.from_version.as_str().into();
+                    versions.insert(Arc::clone(&new));
+                    new
+                }
+            };
+            seats.push(self.seat(device, from_version));
+        });
+        read.map_err(|error| error.to_string())?;
+        match damage {
+            Some(damage) => Err(damage),
+            None => Ok((records, seats, versions.into_iter().collect())),
+        }
+    }
+
+    fn seat(&self, device: DeploymentDevice, from_version: Arc<str>) -> Seat {
+        let said = device.offered_at.map(|offered_at| {
+            Box::new(Said {
+                message: device.message,
+                progress_percent: 0.0,
+                offered_at: Some(offered_at),
+                updated_at: Some(device.updated_at),
+            })
+        });
+        let entry = self.0.directory.find(device.device_id.as_str());
+        Seat { device_id: device.device_id, entry, from_version, said }
+    }
+
+    /// The deployment's coordinator, made anew if it died.
+    pub(super) async fn coordinator(&self, handle: &Arc<Handle>) -> Result<Addr<DeploymentCoordinator>, ApiError> {
+        if let Some(address) = handle.address() {
+            return Ok(address);
+        }
+        let _one_at_a_time = self.0.starting.lock().await;
+        if let Some(address) = handle.address() {
+            return Ok(address);
+        }
+        if self.find(handle.id()).is_none() {
+            return Err(died());
+        }
+        tracing::error!(deployment = handle.id(), "coordinator had died, made anew");
+        let record = self.record(handle.id()).await?;
+        self.take_up(record, Some(Arc::clone(handle))).await?;
+        handle.address().ok_or_else(died)
+    }
+
+    /// A deployment that is over is taken up again to be rolled back; nothing else can be done with it. `None` when it is
+    /// over because of such an order, which is repeated.
+    pub(super) async fn reopen_for(&self, id: &str, order: &Order) -> Result<Option<Arc<Handle>>, ApiError> {
+        let _one_at_a_time = self.0.starting.lock().await;
+        if let Some(handle) = self.find(id) {
+            return Ok(Some(handle));
+        }
+        let record = self.0.store.deployment(id).await?.ok_or_else(|| no_deployment(id))?;
+        let state = head_of(&record)?.state;
+        if matches!(
+            (order, state),
+            (Order::Cancel, DeploymentState::Cancelled) | (Order::Deny, DeploymentState::Denied)
+        ) {
+            return Ok(None);
+        }
+        if !matches!(order, Order::RollBack { .. }) {
+            let message = format!("deployment {id} is {}, which is final", state.as_str_name());
+            return Err(ApiError::new(ErrorCode::FailedPrecondition, message));
+        }
+        self.take_up(record, None).await.map(Some)
+    }
+}
+
+/// Whether a device in this state belongs to its deployment until that is over.
+fn is_in_play(state: DeviceState) -> bool {
+    use DeviceState as S;
+    !matches!(state, S::AlreadyInstalled | S::Incompatible | S::Removed | S::Superseded)
+}
+
+/// Takes all devices of a plan, or none.
+fn claim_all(planned: &Planned, handle: &Arc<Handle>) -> bool {
+    let are_free = planned.targets().all(|(place, entry)| entry.assignment.claim(handle, place));
+    if !are_free {
+        release_all(planned, handle);
+    }
+    are_free
+}
+
+fn release_all(planned: &Planned, handle: &Arc<Handle>) {
+    planned.targets().for_each(|(_, entry)| entry.assignment.release(handle));
+}

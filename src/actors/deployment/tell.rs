@@ -1,0 +1,116 @@
+//! What a deployment did, as rows of `deployment_events` and as events for those who listen.
+use std::sync::Arc;
+
+use super::coordinator::DeploymentCoordinator;
+use super::handle::Handle;
+use super::save::Batch;
+use super::Deployments;
+use crate::clock::UnixMillis;
+use crate::events::{DeviceProgress, Event, What};
+use crate::rollout::{Action, Order};
+use crate::telemetry::journal::Journal;
+use crate::telemetry::row::DeploymentEvent;
+
+impl DeploymentCoordinator {
+    /// Tells what a save made durable.
+    pub(super) fn tell(&self, batch: &Batch) {
+        let row = DeploymentEvent {
+            received_at: batch.at,
+            deployment_id: self.handle.id(),
+            timestamp: batch.at,
+            device_id: "",
+            update_id: &self.handle.release.update.id,
+            kind: "",
+            from_state: "",
+            to_state: "",
+            wave: 0,
+            attempt: 0,
+            detail: "",
+        };
+        for action in &batch.actions {
+            match action {
+                Action::TellDevice { place, from, to, wave, attempt } => {
+                    let Some(seat) = self.seats.get(*place as usize) else { continue };
+                    let message = seat.said.as_ref().map_or("", |said| said.message.as_str());
+                    let row = DeploymentEvent {
+                        kind: "device",
+                        device_id: seat.device_id.as_str(),
+                        from_state: from.as_str_name(),
+                        to_state: to.as_str_name(),
+                        wave: *wave as u32,
+                        attempt: *attempt,
+                        detail: message,
+                        ..row
+                    };
+                    keep(&self.shared.journal, &row);
+                    if let Some(entry) = seat.device() {
+                        let progress = DeviceProgress {
+                            deployment: Arc::clone(&self.handle),
+                            state: *to,
+                            wave: *wave as u32,
+                            attempt: *attempt,
+                            reason_code: self.rollout.record(*place).reason_code(),
+                        };
+                        let what = What::Deployment { device: Arc::clone(entry), progress };
+                        self.shared.events.announce(Event { at: batch.at, what });
+                    }
+                }
+                Action::TellWave { wave, from, to } => {
+                    let (from_state, to_state) = (from.as_str_name(), to.as_str_name());
+                    tracing::info!(deployment = self.handle.id(), wave, from_state, to_state, "wave");
+                    keep(
+                        &self.shared.journal,
+                        &DeploymentEvent { kind: "wave", from_state, to_state, wave: *wave as u32, ..row },
+                    );
+                }
+                Action::TellDeployment { from, to } => {
+                    let message = self.rollout.message();
+                    let (from_state, to_state) = (from.as_str_name(), to.as_str_name());
+                    tracing::info!(deployment = self.handle.id(), from_state, to_state, message, "deployment");
+                    let detail = &message;
+                    keep(
+                        &self.shared.journal,
+                        &DeploymentEvent { kind: "deployment", from_state, to_state, detail, ..row },
+                    );
+                }
+                Action::Offer { .. } | Action::Revoke { .. } | Action::Measure { .. } => {}
+            }
+        }
+    }
+}
+
+impl Deployments {
+    /// Who wanted what and why, for the history in ClickHouse.
+    pub(super) fn tell_order(&self, handle: &Handle, order: &Order, who: &str, reason: &str) {
+        let at = UnixMillis::now();
+        let detail = serde_json::json!({ "order": format!("{order:?}"), "by": who, "reason": reason }).to_string();
+        let row = DeploymentEvent {
+            received_at: at,
+            deployment_id: handle.id(),
+            timestamp: at,
+            device_id: "",
+            update_id: &handle.release.update.id,
+            kind: "order",
+            from_state: "",
+            to_state: "",
+            wave: 0,
+            attempt: 0,
+            detail: &detail,
+        };
+        keep(&self.0.journal, &row);
+    }
+}
+
+/// A journal that is full must not hold up a deployment: what is not kept is told in the log, the registry has it all.
+fn keep(journal: &Journal, row: &DeploymentEvent<'_>) {
+    let mut record = Vec::with_capacity(192);
+    row.encode(&mut record);
+    if let Err(error) = journal.append(&record) {
+        tracing::warn!(
+            deployment = row.deployment_id,
+            kind = row.kind,
+            error = &error as &dyn std::error::Error,
+            "event is not kept"
+        );
+    }
+}

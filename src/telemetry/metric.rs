@@ -1,0 +1,248 @@
+//! The metrics of the table `heartbeats`: their names, what each is in SQL, and how it is aggregated. Gates of deployments
+//! and GetMetrics read the same expressions, so that they cannot disagree about a number.
+//!
+//! Pure. Every expression is a constant of this file; what a caller names reaches ClickHouse as a bound parameter only.
+use super::row::heartbeat::is_metric_name;
+
+/// A metric by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// One that the server knows.
+    Known(&'static Known),
+    /// One of the fleet's own, from `stats.metrics`.
+    Custom(String),
+}
+
+/// A metric that the server knows.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Known {
+    pub name: &'static str,
+    pub nature: Nature,
+    /// NULL where a row does not tell it.
+    value: &'static str,
+    /// Of which total of the device it is a share, where reports leave the total out.
+    pub share_of: Option<Total>,
+}
+
+/// How a metric behaves over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nature {
+    /// Each reading stands for itself.
+    Gauge,
+    /// Readings only grow, until the device restarts: what counts is the increase over a span, one number for each device.
+    Counter,
+}
+
+/// What the registry knows of a device and its heartbeats may leave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Total {
+    MemoryMb,
+    DiskGb,
+}
+
+const fn gauge(name: &'static str, value: &'static str) -> Known {
+    Known { name, nature: Nature::Gauge, value, share_of: None }
+}
+
+const fn counter(name: &'static str, value: &'static str) -> Known {
+    Known { name, nature: Nature::Counter, value, share_of: None }
+}
+
+const fn share(name: &'static str, value: &'static str, total: Total) -> Known {
+    Known { name, nature: Nature::Gauge, value, share_of: Some(total) }
+}
+
+/// Per cent of the reported total, or of the known one where none was reported, as `crate::fleet` computes them.
+const MEMORY_SHARE: &str = "if(memory_total_mb > 0 OR known_total > 0, \
+     100 * memory_used_mb / if(memory_total_mb > 0, toFloat64(memory_total_mb), known_total), NULL)";
+const DISK_SHARE: &str = "if(disk_total_gb > 0 OR known_total > 0, \
+     100 * disk_used_gb / if(disk_total_gb > 0, disk_total_gb, known_total), NULL)";
+
+/// A heartbeat without a status leaves all of these 0.
+const RESTARTS: &str = "if(state != 'UNKNOWN' OR uptime_seconds > 0, restart_count, NULL)";
+
+/// `memory_used_mb` is there whenever the heartbeat had stats.
+const SWAP: &str = "if(memory_used_mb IS NULL, NULL, swap_used_mb)";
+
+const KNOWN: [Known; 19] = [
+    gauge("cpu_usage", "cpu_percent"),
+    share("memory_usage", MEMORY_SHARE, Total::MemoryMb),
+    share("disk_usage", DISK_SHARE, Total::DiskGb),
+    gauge("memory_used_mb", "memory_used_mb"),
+    gauge("disk_used_gb", "disk_used_gb"),
+    gauge("swap_used_mb", SWAP),
+    gauge("load_average_1m", "load_average_1m"),
+    gauge("load_average_5m", "load_average_5m"),
+    gauge("load_average_15m", "load_average_15m"),
+    gauge("temperature_celsius", "temperature_celsius"),
+    gauge("battery_percent", "battery_percent"),
+    gauge("signal_dbm", "signal_dbm"),
+    gauge("uptime_seconds", "nullIf(uptime_seconds, 0)"),
+    // The reference spells it so in its metrics; both names mean the same.
+    gauge("uptime", "nullIf(uptime_seconds, 0)"),
+    counter("restart_count", RESTARTS),
+    counter("network_rx_bytes", "nullIf(network_rx_bytes, 0)"),
+    counter("network_tx_bytes", "nullIf(network_tx_bytes, 0)"),
+    counter("disk_read_bytes", "nullIf(disk_read_bytes, 0)"),
+    counter("disk_write_bytes", "nullIf(disk_write_bytes, 0)"),
+];
+
+/// The value of one of the fleet's own metrics in a row; its name is the parameter `metric`.
+const CUSTOM: &str = "if(mapContains(metrics, {metric:String}), metrics[{metric:String}], NULL)";
+
+/// Says that a metric of the fleet's own is meant, whatever it is called.
+const CUSTOM_PREFIX: &str = "metrics.";
+
+/// A name that no metric can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is {name:?}; names of metrics are 1 to 64 of A-Z a-z 0-9 _ .")]
+pub struct InvalidMetricName {
+    pub name: String,
+}
+
+impl Metric {
+    /// The metric of this name: one of the server's, else one of the fleet's own; `metrics.NAME` is always the latter.
+    ///
+    /// # Errors
+    /// For what no heartbeat could carry.
+    pub fn named(name: &str) -> Result<Self, InvalidMetricName> {
+        if let Some(known) = KNOWN.iter().find(|known| known.name == name) {
+            return Ok(Self::Known(known));
+        }
+        let custom = name.strip_prefix(CUSTOM_PREFIX).unwrap_or(name);
+        if !is_metric_name(custom) {
+            // Bounded, because the answer repeats it.
+            return Err(InvalidMetricName { name: name.chars().take(80).collect() });
+        }
+        Ok(Self::Custom(custom.to_owned()))
+    }
+
+    pub fn nature(&self) -> Nature {
+        match self {
+            Self::Known(known) => known.nature,
+            Self::Custom(_) => Nature::Gauge,
+        }
+    }
+
+    /// The metric in a row of `heartbeats`, NULL where the row does not tell it. Where [`Self::total`] says one,
+    /// `known_total` is an alias of the query; one of the fleet's own is named by the parameter `metric`.
+    pub fn value(&self) -> &'static str {
+        match self {
+            Self::Known(known) => known.value,
+            Self::Custom(_) => CUSTOM,
+        }
+    }
+
+    /// Of which total it is a share.
+    pub fn total(&self) -> Option<Total> {
+        match self {
+            Self::Known(known) => known.share_of,
+            Self::Custom(_) => None,
+        }
+    }
+
+    /// What the parameter `metric` is to be bound to, if it is used.
+    pub fn parameter(&self) -> Option<&str> {
+        match self {
+            Self::Known(_) => None,
+            Self::Custom(name) => Some(name),
+        }
+    }
+}
+
+/// How many values become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aggregation {
+    Avg,
+    Min,
+    Max,
+    Sum,
+    Count,
+    P50,
+    P90,
+    P95,
+    P99,
+}
+
+impl Aggregation {
+    const ALL: [Self; 9] =
+        [Self::Avg, Self::Min, Self::Max, Self::Sum, Self::Count, Self::P50, Self::P90, Self::P95, Self::P99];
+
+    /// By its name, in capitals or not; empty is [`Self::Avg`].
+    pub fn named(name: &str) -> Option<Self> {
+        if name.is_empty() {
+            return Some(Self::Avg);
+        }
+        Self::ALL.into_iter().find(|one| one.name().eq_ignore_ascii_case(name))
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Avg => "AVG",
+            Self::Min => "MIN",
+            Self::Max => "MAX",
+            Self::Sum => "SUM",
+            Self::Count => "COUNT",
+            Self::P50 => "P50",
+            Self::P90 => "P90",
+            Self::P95 => "P95",
+            Self::P99 => "P99",
+        }
+    }
+
+    /// Over the column `value`. Quantiles are t-digests, whose memory does not grow with the rows; near the ends, where
+    /// gates look, they are nearly exact.
+    pub const fn sql(self) -> &'static str {
+        match self {
+            Self::Avg => "avg(value)",
+            Self::Min => "min(value)",
+            Self::Max => "max(value)",
+            Self::Sum => "sum(value)",
+            Self::Count => "count(value)",
+            Self::P50 => "quantileTDigest(0.5)(value)",
+            Self::P90 => "quantileTDigest(0.9)(value)",
+            Self::P95 => "quantileTDigest(0.95)(value)",
+            Self::P99 => "quantileTDigest(0.99)(value)",
+        }
+    }
+
+    /// Whether it says the same of a small group as of a large one, so that groups can be compared.
+    pub const fn is_independent_of_size(self) -> bool {
+        !matches!(self, Self::Sum | Self::Count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_servers_first_and_else_the_fleets() {
+        let named = |name| Metric::named(name).expect("a valid name");
+        assert!(matches!(named("cpu_usage"), Metric::Known(known) if known.name == "cpu_usage"));
+        assert_eq!(named("queue.depth"), Metric::Custom("queue.depth".into()));
+        assert_eq!(named("metrics.cpu_usage"), Metric::Custom("cpu_usage".into()));
+        assert_eq!(named("restart_count").nature(), Nature::Counter);
+        for name in ["", "metrics.", "a b", "x'; DROP TABLE heartbeats", "größe", &"x".repeat(65)] {
+            assert!(Metric::named(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_aggregation_is_found_by_the_name_that_it_shows() {
+        for one in Aggregation::ALL {
+            assert_eq!(Aggregation::named(one.name()), Some(one));
+        }
+        assert_eq!(Aggregation::named(""), Some(Aggregation::Avg));
+        assert_eq!(Aggregation::named("p95"), Some(Aggregation::P95));
+        assert_eq!(Aggregation::named("P96"), None);
+    }
+
+    #[test]
+    fn no_two_metrics_have_one_name() {
+        for (at, known) in KNOWN.iter().enumerate() {
+            assert!(KNOWN[..at].iter().all(|other| other.name != known.name), "{}", known.name);
+            assert!(is_metric_name(known.name));
+        }
+    }
+}
