@@ -217,6 +217,17 @@ impl Record {
         }
     }
 
+    /// Whether it is another deployment's since, or deleted.
+    pub fn has_left(&self) -> bool {
+        self.has(flag::LEFT)
+    }
+
+    /// Whether the device belongs to its deployment until that is over.
+    pub fn is_in_play(&self) -> bool {
+        use DeviceState as D;
+        !self.has_left() && !matches!(self.state(), D::AlreadyInstalled | D::Incompatible | D::Removed | D::Superseded)
+    }
+
     pub(super) fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }

@@ -3,7 +3,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fleetd_loadtest::{Code, Pick};
 use fleetd_proto::v1::deployment_status::{Reason, State};
-use fleetd_proto::v1::{DeploymentConfig, MaintenanceWindow, RolloutPolicy};
+use fleetd_proto::v1::{
+    DeployUpdateRequest, DeployUpdateResponse, DeploymentConfig, MaintenanceWindow, RollbackDeploymentRequest, RollbackDeploymentResponse, RolloutPolicy,
+};
 
 use crate::rig::{count, fleet_options, policy, rolling, Rig, NEW, OLD};
 
@@ -96,6 +98,56 @@ fn a_device_is_in_one_deployment_at_a_time() {
     rig.await_state(&deployed.deployment_id, State::Succeeded);
     let fleet = rig.end(10);
     assert_eq!((fleet.on_version("3.0.0"), fleet.installs), (20, 40));
+}
+
+#[test]
+fn devices_that_were_taken_over_stay_with_their_new_deployment_over_a_restart() {
+    let mut options = fleet_options();
+    options.offline_share = 0.5;
+    let mut rig = Rig::start(10, options);
+    let (first, second) = (rig.create_update("first"), rig.create_update_named("second", "3.0.0"));
+    let held_open = rig.try_deploy(&first, rolling()).expect("the first is deployed").deployment_id;
+    let status = rig.await_status(&held_open, "those online are done", |status| count(status, "SUCCEEDED") > 0);
+    assert!(count(&status, "HELD") + count(&status, "QUEUED") > 0, "it waits for the others: {status:#?}");
+    let online = rig.await_status(&held_open, "all online are done", |status| {
+        count(status, "SUCCEEDED") + count(status, "HELD") == 10
+    });
+    let online = count(&online, "SUCCEEDED");
+    let is_online = |id: &String| rig.fleet.device(id).is_some_and(|device| !device.is_offline);
+    let device_ids: Vec<_> = rig.fleet.ids().into_iter().filter(is_online).collect();
+    let config = with_policy(RolloutPolicy { supersede: true, ..policy() });
+    let request =
+        DeployUpdateRequest { update_id: second, device_ids, config: Some(config), ..DeployUpdateRequest::default() };
+    let taken: DeployUpdateResponse = rig.ok("DeployUpdate", &request);
+    rig.kill_and_restart();
+    let status = rig.await_state(&taken.deployment_id, State::Succeeded);
+    assert_eq!(count(&status, "SUCCEEDED"), online, "{status:#?}");
+    // They were done when they left, and have not gone back.
+    let first = rig.status(&held_open);
+    assert_eq!((first.state(), count(&first, "SUCCEEDED"), count(&first, "REVERTED")), (State::Running, online, 0));
+    assert_eq!(rig.end(10).on_version("3.0.0"), online);
+}
+
+#[test]
+fn a_rollback_waits_for_devices_that_another_deployment_has_over_a_restart_too() {
+    let mut options = fleet_options();
+    options.behaviour.install = Duration::from_secs(2);
+    let mut rig = Rig::start(10, options);
+    let (first, second) = (rig.create_update("first"), rig.create_update_named("second", "3.0.0"));
+    let first = rig.try_deploy(&first, rolling()).expect("the first is deployed").deployment_id;
+    rig.await_state(&first, State::Succeeded);
+    let second = rig.try_deploy(&second, rolling()).expect("the second is deployed").deployment_id;
+    rig.await_fleet("devices work on the second", |fleet| fleet.working > 0);
+    let request = RollbackDeploymentRequest { deployment_id: first.clone(), ..Default::default() };
+    let _: RollbackDeploymentResponse = rig.ok("RollbackDeployment", &request);
+    rig.kill_and_restart();
+    let status = rig.await_state(&second, State::Succeeded);
+    assert_eq!(count(&status, "SUCCEEDED"), 10, "{status:#?}");
+    // None of them runs the first one's version any more, so there is nothing to take back.
+    let status = rig.await_state(&first, State::RolledBack);
+    assert_eq!(count(&status, "ROLLED_BACK"), 10, "{status:#?}");
+    let fleet = rig.end(10);
+    assert_eq!((fleet.on_version("3.0.0"), fleet.rollbacks), (10, 0));
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl Assignment {
         }
     }
 
-    /// Takes the device for a deployment; false when another one has it.
+    /// Takes the device for a deployment, or finds that it has it; false when another one does.
     pub(super) fn claim(&self, deployment: &Arc<Handle>, place: Place) -> bool {
         let mut claim = self.claim.lock();
         match &mut *claim {

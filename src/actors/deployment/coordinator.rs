@@ -126,7 +126,8 @@ impl DeploymentCoordinator {
         let Some(seat) = self.seats.get(place as usize) else { return };
         let policy = self.rollout.policy();
         let windows = |entry: &crate::actors::entry::DeviceEntry| self.shared.is_window_open(policy, entry);
-        let event = match seat.standing(&self.shared.directory, &self.handle, &windows) {
+        let claimed = Some(place).filter(|place| self.rollout.record(*place).is_in_play());
+        let event = match seat.standing(&self.shared.directory, &self.handle, claimed, &windows) {
             Some(standing) => Event::Standing { place, standing },
             None => Event::Removed { place },
         };

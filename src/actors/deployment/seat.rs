@@ -6,7 +6,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
 use crate::ids::DeviceId;
-use crate::rollout::{Reachability, Runs, Standing};
+use crate::rollout::{Place, Reachability, Runs, Standing};
 use fleetd_proto::v1::device_status::State;
 
 /// One device, at its place. A million of them are 50 MB.
@@ -39,14 +39,20 @@ impl Seat {
         self.entry.as_ref().filter(|entry| !entry.is_forgotten())
     }
 
-    /// How the device stands; `None` when it is gone from the fleet.
+    /// How the device stands; `None` when it is gone from the fleet. One that another deployment had, and let go, is
+    /// claimed for `place`: what it is offered could not reach it otherwise. That is `None` for one that left.
     pub fn standing(
         &self,
         directory: &DeviceDirectory,
         handle: &Arc<Handle>,
+        place: Option<Place>,
         windows: &dyn Fn(&DeviceEntry) -> bool,
     ) -> Option<Standing> {
         let entry = self.device()?;
+        let is_taken = match place {
+            Some(place) => !entry.assignment.claim(handle, place),
+            None => entry.assignment.is_held_by_another(handle),
+        };
         let now = directory.fleet().moment().now;
         let (presence, silent_for, runs) = entry.with_live(|live| {
             let silent_for = live.last_seen.map(|_| now.saturating_sub(live.last_seen_at) / 1_000_000);
@@ -70,7 +76,7 @@ impl Seat {
             silent_for,
             runs,
             is_window_open: windows(entry),
-            is_taken: entry.assignment.is_held_by_another(handle),
+            is_taken,
         })
     }
 }

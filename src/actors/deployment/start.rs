@@ -16,7 +16,7 @@ use super::seat::{Said, Seat};
 use super::watch::Watch;
 use super::{died, failed, head_of, no_deployment, Deployments};
 use crate::error::{ApiError, ErrorCode};
-use crate::rollout::{DeploymentState, DeviceState, Event, Order, Place, Record, Rollout, Targets as _};
+use crate::rollout::{DeploymentState, Event, Order, Place, Record, Rollout, Targets as _};
 use crate::store::{DeploymentDevice, DeploymentRecord, NewDeployment, StoreError};
 
 /// Devices that are taken out of other deployments at a time.
@@ -142,9 +142,10 @@ impl Deployments {
         told.buffer_unordered(TAKEN_AT_ONCE).try_collect().await
     }
 
-    /// Every deployment that is not over goes on.
+    /// Every deployment that is not over goes on, the newest first: of two that want a device (one of them taken up
+    /// again to be rolled back), the newer one has it.
     pub(super) async fn take_up_all(&self) -> Result<(), StoreError> {
-        for record in self.0.store.open_deployments()? {
+        for record in self.0.store.open_deployments()?.into_iter().rev() {
             let id = record.id.clone();
             if let Err(error) = self.take_up(record, None).await {
                 // The others must not stand still for it; its devices are offered nothing.
@@ -179,7 +180,7 @@ impl Deployments {
         };
         let rollout = Rollout::load(policy, head, records);
         for (place, seat) in seats.iter().enumerate() {
-            let is_wanted = is_in_play(rollout.record(place as Place).state());
+            let is_wanted = rollout.record(place as Place).is_in_play();
             // A device that another deployment has taken meanwhile is that one's.
             if is_wanted && !seat.entry.as_ref().is_some_and(|entry| entry.assignment.claim(&handle, place as Place)) {
                 handle.notice(place as Place);
@@ -273,12 +274,6 @@ impl Deployments {
         }
         self.take_up(record, None).await.map(Some)
     }
-}
-
-/// Whether a device in this state belongs to its deployment until that is over.
-fn is_in_play(state: DeviceState) -> bool {
-    use DeviceState as S;
-    !matches!(state, S::AlreadyInstalled | S::Incompatible | S::Removed | S::Superseded)
 }
 
 /// Takes all devices of a plan, or none.
