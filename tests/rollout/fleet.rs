@@ -115,7 +115,7 @@ fn devices_that_were_taken_over_stay_with_their_new_deployment_over_a_restart() 
     let online = count(&online, "SUCCEEDED");
     let is_online = |id: &String| rig.fleet.device(id).is_some_and(|device| !device.is_offline);
     let device_ids: Vec<_> = rig.fleet.ids().into_iter().filter(is_online).collect();
-    let config = with_policy(RolloutPolicy { supersede: true, ..policy() });
+    let config = DeploymentConfig { supersede: true, ..rolling() };
     let request =
         DeployUpdateRequest { update_id: second, device_ids, config: Some(config), ..DeployUpdateRequest::default() };
     let taken: DeployUpdateResponse = rig.ok("DeployUpdate", &request);

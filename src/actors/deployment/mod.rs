@@ -123,10 +123,12 @@ impl Deployments {
         Ok(deployments)
     }
 
-    /// Saves how long each deployment was watched. Nothing is decided after it.
+    /// Waits until what was decided is saved. Nothing is decided after it.
     pub async fn stop(&self) {
-        let open: Vec<_> = self.0.open.iter().filter_map(|handle| handle.address()).collect();
-        for coordinator in open {
+        let open: Vec<_> = self.0.open.iter().map(|handle| Arc::clone(&handle)).collect();
+        // One that is not in the table is not made anew.
+        self.0.open.clear();
+        for coordinator in open.iter().filter_map(|handle| handle.address()) {
             // One that died has saved what it could.
             let _ = coordinator.send(Stop).await;
         }
