@@ -263,6 +263,10 @@ fn an_approval_is_waited_for_and_a_denial_is_final() {
     let denied =
         ok(&server, "ApproveDeployment", r#"{"deployment_id":"deploy-001","deny":true,"reason":"not on Friday"}"#);
     assert_eq!(denied["status"]["state"], "DENIED");
+    let rollback = call(&server, "UpdateService/RollbackDeployment", Some(ADMIN_KEY), r#"{"deployment_id":"deploy-001"}"#);
+    assert_eq!(rollback.status, 412, "{}", rollback.text());
+    assert!(rollback.text().contains("DENIED"), "{}", rollback.text());
+    // The device is free for another deployment.
     ok(&server, "DeployUpdate", &deploy.to_string());
     wait_until(std::time::Duration::from_secs(10), || state("deploy-002").as_deref() == Some("AWAITING_APPROVAL"));
     ok(&server, "ApproveDeployment", r#"{"deployment_id":"deploy-002"}"#);

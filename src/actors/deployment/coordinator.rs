@@ -24,6 +24,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Devices that one look asks for: about 1 ms of work, in which the other deployments wait.
 const MAX_LOOKED_AT: usize = 5_000;
 
+/// Looks that one which is over and has nothing to save is kept for, 10 s: it was taken up to be rolled back, and the
+/// order is on its way.
+const MAX_LOOKS_WHEN_OVER: u32 = 40;
+
 /// Pause before a save is tried again that the registry did not take.
 const SAVE_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
@@ -36,6 +40,7 @@ pub struct DeploymentCoordinator {
     pub(super) watch: Watch,
     pub(super) unsaved: Unsaved,
     is_saving: bool,
+    looks_when_over: u32,
     /// Waves whose gates are being measured.
     pub(super) measuring: Vec<usize>,
     pub(super) joiners: super::joiners::Joiners,
@@ -58,6 +63,7 @@ impl DeploymentCoordinator {
             watch,
             unsaved: Unsaved::default(),
             is_saving: false,
+            looks_when_over: 0,
             measuring: Vec::new(),
             joiners,
         }
@@ -119,6 +125,12 @@ impl DeploymentCoordinator {
         let _ = self.apply(Event::Tick);
         self.look_for_joiners(context);
         self.flush(context);
+        if self.rollout.is_final() && !self.is_saving && self.unsaved.is_empty() {
+            self.looks_when_over += 1;
+            if self.looks_when_over > MAX_LOOKS_WHEN_OVER {
+                self.end(context);
+            }
+        }
     }
 
     /// Feeds in how a device stands now.
@@ -178,10 +190,11 @@ impl DeploymentCoordinator {
                 _ => {}
             }
         }
-        batch.answer();
+        // Before the answers: who is told that it is over finds the devices free.
         if self.rollout.is_final() && self.unsaved.is_empty() {
             self.end(context);
         }
+        batch.answer();
     }
 
     /// Nothing is left to do: the devices are free, and who asks is answered from the registry.

@@ -16,7 +16,7 @@ use super::seat::{Said, Seat};
 use super::watch::Watch;
 use super::{died, failed, head_of, no_deployment, Deployments};
 use crate::error::{ApiError, ErrorCode};
-use crate::rollout::{DeploymentState, Event, Order, Place, Record, Rollout, Targets as _};
+use crate::rollout::{is_final, DeploymentState, Event, Order, Place, Record, Rollout, Targets as _};
 use crate::store::{DeploymentDevice, DeploymentRecord, NewDeployment, StoreError};
 
 /// Devices that are taken out of other deployments at a time.
@@ -111,6 +111,8 @@ impl Deployments {
         }
         handle.identify(&record.id);
         let joiners = Joiners::new(policy, &wish.device_filter);
+        // Who finds it in the table, and no coordinator yet, would make a second one.
+        let _one_at_a_time = self.0.starting.lock().await;
         self.0.open.insert(record.id.clone(), Arc::clone(handle));
         self.run(DeploymentCoordinator::new(rollout, seats, Arc::clone(handle), Arc::clone(&self.0), joiners));
         Ok(record)
@@ -254,7 +256,8 @@ impl Deployments {
     }
 
     /// A deployment that is over is taken up again to be rolled back; nothing else can be done with it. `None` when it is
-    /// over because of such an order, which is repeated.
+    /// over because of such an order, which is repeated. An order that it would refuse is refused before: it would have
+    /// its devices again, and no end.
     pub(super) async fn reopen_for(&self, id: &str, order: &Order) -> Result<Option<Arc<Handle>>, ApiError> {
         let _one_at_a_time = self.0.starting.lock().await;
         if let Some(handle) = self.find(id) {
@@ -262,17 +265,25 @@ impl Deployments {
         }
         let record = self.0.store.deployment(id).await?.ok_or_else(|| no_deployment(id))?;
         let state = head_of(&record)?.state;
-        if matches!(
-            (order, state),
-            (Order::Cancel, DeploymentState::Cancelled) | (Order::Deny, DeploymentState::Denied)
-        ) {
-            return Ok(None);
+        use DeploymentState as S;
+        match (order, state) {
+            (Order::Cancel, S::Cancelled)
+            | (Order::Deny, S::Denied)
+            | (Order::RollBack { .. }, S::RolledBack | S::RollbackIncomplete) => Ok(None),
+            (Order::RollBack { .. }, S::Cancelled | S::Succeeded | S::Failed) => self.take_up(record, None).await.map(Some),
+            (_, state) if !is_final(state) => Err(ApiError::internal(format!(
+                "deployment {id} is {} and could not be taken up when the server started; its log says why",
+                state.as_str_name()
+            ))),
+            (order, state) => {
+                let state = state.as_str_name();
+                let message = match order {
+                    Order::RollBack { .. } => format!("deployment {id} is {state}: it has no device to roll back"),
+                    _ => format!("deployment {id} is {state}, which is final"),
+                };
+                Err(ApiError::new(ErrorCode::FailedPrecondition, message))
+            }
         }
-        if !matches!(order, Order::RollBack { .. }) {
-            let message = format!("deployment {id} is {}, which is final", state.as_str_name());
-            return Err(ApiError::new(ErrorCode::FailedPrecondition, message));
-        }
-        self.take_up(record, None).await.map(Some)
     }
 }
 
