@@ -95,8 +95,8 @@ impl UpdateService {
         self.access.authorize(call, GET_DEPLOYMENT_STATUS).await?;
         let size = pages::size_of(request.page_size)?;
         let states = states_of::<DeviceState>("device_states", &request.device_states)?;
+        let live = self.deployments.live(&request.deployment_id).await?;
         let record = self.deployments.record(&request.deployment_id).await?;
-        let live = self.deployments.live(&record.id).await?;
         let head = match &live {
             Some(live) => live.head.clone(),
             None => view::head_of(&record)?,
@@ -263,7 +263,9 @@ impl UpdateService {
     ) -> Result<RetryFailedResponse, ApiError> {
         self.access.authorize(call, RETRY_FAILED).await?;
         let ids = device_ids("device_ids", &request.device_ids)?;
-        let retried = self.deployments.retry_failed(&request.deployment_id, ids).await?;
+        let who = call.user_id().unwrap_or_default();
+        let retried = self.deployments.retry_failed(&request.deployment_id, ids, who).await?;
+        tracing::info!(deployment = request.deployment_id, devices = retried, user = who, "failed devices queued again");
         let status = self.status_of(&request.deployment_id).await?;
         Ok(RetryFailedResponse { retried_device_count: count(retried), status: Some(status) })
     }
@@ -329,9 +331,11 @@ impl UpdateService {
 
     /// The deployment as it is now.
     async fn status_of(&self, id: &str) -> Result<DeploymentStatus, ApiError> {
+        let live = self.deployments.live(id).await?;
+        // After that: one that ends in between is in the registry as it ended.
         let record = self.deployments.record(id).await?;
         let version = self.deployments.version_of(&record.update_id).await;
-        match self.deployments.live(id).await? {
+        match live {
             Some(live) => view::status(&record, &live.head, version, Some(live.message)),
             None => view::status(&record, &view::head_of(&record)?, version, None),
         }

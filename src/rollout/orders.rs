@@ -167,21 +167,32 @@ impl Rollout {
                 name(self.head.state)
             ));
         }
-        // An operator's order is rare: a look over all devices takes a few milliseconds at a million.
-        let places = places.unwrap_or_else(|| {
-            (0..).zip(&self.records).filter(|(_, record)| is_failed(record.state())).map(|(place, _)| place).collect()
-        });
-        for place in places {
-            let record = self.record(place);
-            if is_failed(record.state()) && !record.has(flag::LEFT) {
-                self.write(place, |record| {
-                    record.enter(DeviceState::Queued, Why::RetryOrdered);
-                    record.tries = 0;
-                    record.since = now.watched;
-                });
-            }
+        for place in self.failed_places(places.as_deref()) {
+            self.write(place, |record| {
+                record.enter(DeviceState::Queued, Why::RetryOrdered);
+                record.tries = 0;
+                record.since = now.watched;
+            });
         }
         Ok(())
+    }
+
+    /// Those that [`Order::RetryFailed`] would queue again, of some places or of all, each once.
+    pub fn failed_places(&self, among: Option<&[Place]>) -> Vec<Place> {
+        let is_failed = |place: &Place| {
+            let record = self.record(*place);
+            is_failed(record.state()) && !record.has(flag::LEFT)
+        };
+        match among {
+            Some(places) => {
+                let mut places: Vec<Place> = places.iter().copied().filter(is_failed).collect();
+                places.sort_unstable();
+                places.dedup();
+                places
+            }
+            // An operator's order is rare: a look over all devices takes a few milliseconds at a million.
+            None => (0..self.records.len() as Place).filter(is_failed).collect(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use fleetd_loadtest::Pick;
 use fleetd_proto::v1::deployment_status::{Reason, State};
 use fleetd_proto::v1::gate_result::Verdict;
 use fleetd_proto::v1::wave_status::State as WaveState;
-use fleetd_proto::v1::{DeploymentConfig, MetricGate, RolloutPolicy};
+use fleetd_proto::v1::{DeploymentConfig, MetricGate, RetryFailedRequest, RetryFailedResponse, RolloutPolicy};
 
 use crate::rig::{canary, count, fleet_options, policy, rolling, Rig, NEW};
 
@@ -27,6 +27,12 @@ fn eight_per_cent_failures_brake_a_limit_of_five_within_the_first_wave() {
         fleet.on_version(NEW)
     );
     assert!(fleet.harmed < 40, "it braked after every bad device was met");
+    let failed = count(&rig.status(&deployment), "FAILED");
+    let request = RetryFailedRequest { deployment_id: deployment.clone(), ..RetryFailedRequest::default() };
+    let retried: RetryFailedResponse = rig.ok("RetryFailed", &request);
+    assert_eq!(retried.retried_device_count.unsigned_abs() as usize, failed);
+    let again: RetryFailedResponse = rig.ok("RetryFailed", &request);
+    assert_eq!(again.retried_device_count, 0, "they wait until it is resumed");
     std::thread::sleep(Duration::from_secs(1));
     let later = rig.end(20);
     assert_eq!(later.attempts, fleet.attempts, "nothing more is offered");

@@ -229,7 +229,10 @@ impl Deployments {
     }
 
     /// Queues devices that failed again; all of them when none are named. Says how many.
-    pub async fn retry_failed(&self, id: &str, devices: Vec<DeviceId>) -> Result<u32, ApiError> {
+    ///
+    /// # Errors
+    /// As [`Self::order`], and NOT_FOUND for a device that is not in the deployment.
+    pub async fn retry_failed(&self, id: &str, devices: Vec<DeviceId>, who: &str) -> Result<u32, ApiError> {
         let handle = match self.find(id) {
             Some(handle) => handle,
             None => {
@@ -244,20 +247,29 @@ impl Deployments {
         if !devices.is_empty() {
             let mut chosen = Vec::with_capacity(devices.len());
             for device in &devices {
-                let seat = self.0.store.deployment_device(id, device).await?;
-                chosen.push(
-                    seat.ok_or_else(|| ApiError::not_found(format!("device {device} is not in deployment {id}")))?
-                        .place,
-                );
+                chosen.push(self.place_of(&handle, device).await?);
             }
             places = Some(chosen);
         }
-        let failing = |coordinator: &DeploymentCoordinator| coordinator.rollout.head().failed;
-        let before = self.read(&handle, failing).await?.unwrap_or_default();
-        let told = self.tell(&handle, Event::Order(Order::RetryFailed { places }), None).await;
+        let failing = move |coordinator: &DeploymentCoordinator| coordinator.rollout.failed_places(places.as_deref());
+        let places = self.read(&handle, failing).await?.unwrap_or_default();
+        let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        let order = Order::RetryFailed { places: Some(places) };
+        let told = self.tell(&handle, Event::Order(order.clone()), None).await;
         told.map_err(|failure| failed(failure, id))?;
-        let after = self.read(&handle, failing).await?.unwrap_or_default();
-        Ok(before.saturating_sub(after))
+        self.tell_order(&handle, &order, who, "");
+        Ok(count)
+    }
+
+    async fn place_of(&self, handle: &Arc<Handle>, device: &DeviceId) -> Result<Place, ApiError> {
+        let claim = self.0.directory.find(device.as_str()).and_then(|entry| entry.assignment.deployment());
+        if let Some((_, place)) = claim.filter(|(claimed_by, _)| Arc::ptr_eq(claimed_by, handle)) {
+            return Ok(place);
+        }
+        let id = handle.id();
+        let seat = self.0.store.deployment_device(id, device).await?;
+        seat.map(|seat| seat.place)
+            .ok_or_else(|| ApiError::not_found(format!("device {device} is not in deployment {id}")))
     }
 
     /// What a heartbeat does for its device's deployment: its report is durable, and what is offered is known, when

@@ -83,7 +83,12 @@ impl Deployments {
     /// Who wanted what and why, for the history in ClickHouse.
     pub(super) fn tell_order(&self, handle: &Handle, order: &Order, who: &str, reason: &str) {
         let at = UnixMillis::now();
-        let detail = serde_json::json!({ "order": format!("{order:?}"), "by": who, "reason": reason }).to_string();
+        let order = match order {
+            // Not each of up to a million places.
+            Order::RetryFailed { places } => format!("RetryFailed of {} devices", places.as_ref().map_or(0, Vec::len)),
+            order => format!("{order:?}"),
+        };
+        let detail = serde_json::json!({ "order": order, "by": who, "reason": reason }).to_string();
         let row = DeploymentEvent {
             received_at: at,
             deployment_id: handle.id(),
