@@ -42,7 +42,7 @@ impl Rollout {
                 (
                     "RETRY_WAIT",
                     format!(
-                        "attempt {} failed ({why}); it is queued again in {left}, or at once by RetryFailed",
+                        "attempt {} failed ({why}); it is queued again in {left}",
                         record.attempt()
                     ),
                 )
