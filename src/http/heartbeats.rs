@@ -21,6 +21,7 @@ use super::command_service::reports_of;
 use super::device_service::DeviceService;
 use super::rpc;
 use super::wire;
+use crate::actors::deployment::check_progress;
 use crate::actors::device::Taken;
 use crate::actors::directory::{self, HeartbeatBatch, Sent};
 use crate::actors::entry::DeviceEntry;
@@ -61,10 +62,12 @@ impl Told {
     /// Takes it out of a heartbeat.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for results that no device can report.
+    /// INVALID_ARGUMENT for results and progress that no device can report.
     fn by(request: &mut HeartbeatRequest) -> Result<Self, ApiError> {
         let results = reports_of(std::mem::take(&mut request.command_results))?;
-        Ok(Self { results, progress: request.update_progress.take() })
+        let progress = request.update_progress.take();
+        progress.as_ref().map_or(Ok(()), check_progress)?;
+        Ok(Self { results, progress })
     }
 }
 
@@ -95,8 +98,9 @@ impl DeviceService {
         told: Told,
         next_heartbeat: Duration,
     ) -> Result<HeartbeatResponse, ApiError> {
-        let commands = self.exchange_commands(entry, told.results).await?;
+        // Commands last: they are handed out when this is answered, and a report that is not kept is an error instead.
         let exchange = self.deployments.exchange(entry, told.progress).await?;
+        let commands = self.exchange_commands(entry, told.results).await?;
         Ok(HeartbeatResponse {
             acknowledged: true,
             commands,

@@ -293,14 +293,8 @@ impl Deployments {
         entry: &DeviceEntry,
         progress: UpdateProgress,
     ) -> Result<Option<&'static str>, ApiError> {
+        check_progress(&progress)?;
         let state = progress.state();
-        if state == fleetd_proto::v1::update_progress::State::Unspecified {
-            let number = progress.state;
-            return Err(ApiError::invalid_argument(format!(
-                "the state of an update's progress is {number}, which no device reports; give ACCEPTED, DOWNLOADING, \
-                 DOWNLOADED, INSTALLING, REBOOTING, CONFIRMING, SUCCEEDED, FAILED, REJECTED or REVERTED"
-            )));
-        }
         let Some((handle, place)) = entry.assignment.deployment() else { return Ok(Some("NOT_IN_DEPLOYMENT")) };
         if progress.deployment_id != handle.id() {
             return Ok(Some("OTHER_DEPLOYMENT"));
@@ -390,6 +384,21 @@ impl Actor for Keeper {
             }
         });
     }
+}
+
+/// Refuses what no device can report, before anything of its heartbeat is taken.
+///
+/// # Errors
+/// INVALID_ARGUMENT for a state that there is not.
+pub fn check_progress(progress: &UpdateProgress) -> Result<(), ApiError> {
+    if progress.state() != fleetd_proto::v1::update_progress::State::Unspecified {
+        return Ok(());
+    }
+    let number = progress.state;
+    Err(ApiError::invalid_argument(format!(
+        "the state of an update's progress is {number}, which no device reports; give ACCEPTED, DOWNLOADING, \
+         DOWNLOADED, INSTALLING, REBOOTING, CONFIRMING, SUCCEEDED, FAILED, REJECTED or REVERTED"
+    )))
 }
 
 /// An update as it was given, with its id; `None` for bytes that do not decode, which this server did not write.
