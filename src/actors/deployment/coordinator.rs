@@ -40,6 +40,8 @@ pub struct DeploymentCoordinator {
     pub(super) watch: Watch,
     pub(super) unsaved: Unsaved,
     is_saving: bool,
+    /// The last save failed.
+    is_failing: bool,
     looks_when_over: u32,
     /// Waves whose gates are being measured.
     pub(super) measuring: Vec<usize>,
@@ -63,6 +65,7 @@ impl DeploymentCoordinator {
             watch,
             unsaved: Unsaved::default(),
             is_saving: false,
+            is_failing: false,
             looks_when_over: 0,
             measuring: Vec::new(),
             joiners,
@@ -114,7 +117,11 @@ impl DeploymentCoordinator {
     }
 
     fn look(&mut self, context: &mut Context<Self>) {
-        for place in self.handle.take_noticed() {
+        if self.is_failing {
+            // Nothing more is decided than waits already; the save is tried again by a timer of its own.
+            return;
+        }
+        for place in self.handle.take_noticed(MAX_LOOKED_AT) {
             self.look_at(place);
         }
         let now = self.now();
@@ -164,6 +171,8 @@ impl DeploymentCoordinator {
             this.is_saving = false;
             match outcome {
                 Ok(()) => {
+                    this.watch.go_on();
+                    this.is_failing = false;
                     this.finish(batch, context);
                     this.flush(context);
                 }
@@ -173,6 +182,8 @@ impl DeploymentCoordinator {
                         error = &error as &dyn std::error::Error,
                         "deployment is not saved, tried again"
                     );
+                    this.watch.stand_still();
+                    this.is_failing = true;
                     this.unsaved.take_back(batch, &error);
                     context.run_later(SAVE_AGAIN_AFTER, Self::flush);
                 }

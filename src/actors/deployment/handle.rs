@@ -49,7 +49,18 @@ impl Handle {
         self.noticed.lock().insert(place);
     }
 
-    pub(super) fn take_noticed(&self) -> HashSet<Place> {
-        std::mem::take(&mut *self.noticed.lock())
+    /// Up to `limit` of those devices; the others are left for the next turn.
+    pub(super) fn take_noticed(&self, limit: usize) -> Vec<Place> {
+        let mut noticed = self.noticed.lock();
+        let taken: Vec<Place> = noticed.iter().take(limit).copied().collect();
+        if taken.len() == noticed.len() {
+            // The room of a large one is not kept.
+            *noticed = HashSet::new();
+        } else {
+            for place in &taken {
+                noticed.remove(place);
+            }
+        }
+        taken
     }
 }
