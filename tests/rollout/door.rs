@@ -65,6 +65,10 @@ fn the_references_examples_work_as_printed_one_after_the_other() {
     let planned = ok(&server, "PlanDeployment", &plan.to_string());
     assert_eq!(planned["targetDeviceCount"], 1);
     assert!(planned["warnings"].to_string().contains("checksum"), "an abbreviated one is told: {planned}");
+    let mut hasty = plan.clone();
+    hasty["config"]["policy"] = json!({ "accept_timeout": "10s" });
+    let planned = ok(&server, "PlanDeployment", &hasty.to_string());
+    assert!(planned["warnings"].to_string().contains("accept_timeout is 10"), "heartbeats are slower: {planned}");
 
     let deployed = ok(&server, "DeployUpdate", DEPLOY);
     assert_eq!(deployed["deploymentId"], "deploy-001", "the next example names it");

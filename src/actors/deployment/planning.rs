@@ -13,7 +13,7 @@ use crate::clock::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
 use crate::fleet::{Survey, SurveyRequest};
 use crate::ids::DeviceId;
-use crate::query::Filter;
+use crate::query::{Filter, QueryError};
 use crate::rollout::{DeviceState, Exclusion, InitialDevice, InitialWave, Place, Plan, Policy, Targets as _, Wave};
 
 /// Versions that a fleet runs for which a way back is looked up. Fleets run a handful; one that runs thousands is one whose
@@ -43,7 +43,9 @@ impl Deployments {
     /// As [`Self::deploy`], but for a target without devices, which is a plan too.
     pub async fn plan(&self, update_id: &str, wish: Wish) -> Result<PlanDeploymentResponse, ApiError> {
         let planned = self.planned(update_id, &wish).await?;
-        Ok(planned.plan.to_response(&planned.policy, &planned.survey))
+        let mut response = planned.plan.to_response(&planned.policy, &planned.survey);
+        response.warnings.extend(planned.policy.timing_warnings(self.0.directory.heartbeat_interval()));
+        Ok(response)
     }
 
     pub(super) async fn planned(&self, update_id: &str, wish: &Wish) -> Result<Planned, ApiError> {
@@ -55,12 +57,10 @@ impl Deployments {
             ));
         }
         let now = UnixMillis::now();
-        let parse = |field: &str, text: &str| {
-            Filter::parse(text, now).map_err(|error| ApiError::invalid_argument(format!("{field}: {error}")))
-        };
+        let unreadable = |field: &str, error: QueryError| ApiError::invalid_argument(format!("{field}: {error}"));
         let filter = match wish.device_filter.trim() {
             "" => None,
-            text => Some(parse("device_filter", text)?),
+            text => Some(Filter::parse(text, now).map_err(|error| unreadable("device_filter", error))?),
         };
         let mut entries = Vec::with_capacity(wish.device_ids.len());
         for id in &wish.device_ids {
@@ -69,19 +69,8 @@ impl Deployments {
                 ApiError::not_found(format!("device {id} is not registered; RegisterDevice makes it known"))
             })?);
         }
-        let wave_filters = policy
-            .waves
-            .iter()
-            .enumerate()
-            .map(|(at, wave)| parse(&format!("config.waves[{at}].device_filter"), &wave.device_filter))
-            .collect::<Result<Vec<_>, _>>()?;
-        let request = SurveyRequest {
-            filter,
-            devices: entries,
-            stratify_labels: policy.stratify_labels.clone(),
-            wave_filters,
-            is_taken: Box::new(|entry| entry.assignment.is_claimed()),
-        };
+        let request = SurveyRequest::of(&policy, filter, entries, now, |entry| entry.assignment.is_claimed())
+            .map_err(|error| unreadable("config.waves", error))?;
         let (wanted, version, artifacts) = (policy.clone(), update.version.clone(), update.artifacts.clone());
         // On the thread of the query: a million devices take a while.
         let make = move |survey: Survey| {
