@@ -265,7 +265,12 @@ impl UpdateService {
         let ids = device_ids("device_ids", &request.device_ids)?;
         let who = call.user_id().unwrap_or_default();
         let retried = self.deployments.retry_failed(&request.deployment_id, ids, who).await?;
-        tracing::info!(deployment = request.deployment_id, devices = retried, user = who, "failed devices queued again");
+        tracing::info!(
+            deployment = request.deployment_id,
+            devices = retried,
+            user = who,
+            "failed devices queued again"
+        );
         let status = self.status_of(&request.deployment_id).await?;
         Ok(RetryFailedResponse { retried_device_count: count(retried), status: Some(status) })
     }

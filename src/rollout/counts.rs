@@ -138,6 +138,31 @@ impl Head {
         }
     }
 
+    /// Counts every device over. Of those that joined and are not in the head yet, all have work.
+    pub(super) fn recount(&mut self, records: &[Record]) {
+        let known: u32 = self.waves.iter().map(|wave| wave.total).sum();
+        let joined = u32::try_from(records.len()).unwrap_or(u32::MAX).saturating_sub(known);
+        self.total_work += joined;
+        if let Some(last) = self.waves.last_mut() {
+            last.total_work += joined;
+        }
+        (self.counts, self.sample, self.failures) = Default::default();
+        (self.attempted, self.failed) = (0, 0);
+        if let Some(rollback) = &mut self.rollback {
+            rollback.attempted = 0;
+        }
+        for wave in &mut self.waves {
+            (wave.counts, wave.sample) = Default::default();
+            (wave.total, wave.held_for_window) = (0, 0);
+        }
+        for record in records {
+            self.count(record, true);
+            if let Some(wave) = self.waves.get_mut(record.wave()) {
+                wave.total += 1;
+            }
+        }
+    }
+
     /// Begins the brake's counts anew.
     pub(super) fn begin_epoch(&mut self) {
         // Zero means never in records. 65,535 resumes of one deployment are more than one operator's lifetime of them.

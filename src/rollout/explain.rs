@@ -39,13 +39,7 @@ impl Rollout {
             D::RetryWait => {
                 let left = self.left(record.since);
                 let why = record.reason_code();
-                (
-                    "RETRY_WAIT",
-                    format!(
-                        "attempt {} failed ({why}); it is queued again in {left}",
-                        record.attempt()
-                    ),
-                )
+                ("RETRY_WAIT", format!("attempt {} failed ({why}); it is queued again in {left}", record.attempt()))
             }
             D::Confirming if record.has(flag::TARGET_SEEN) => {
                 let left = self.left(record.since.saturating_add(self.limits.confirm));

@@ -86,7 +86,7 @@ impl Rollout {
             pace: Pace::default(),
         };
         let records = devices.into_iter().map(|device| Record::new(device.wave, device.state)).collect();
-        let mut rollout = Self::load(policy, head, records);
+        let mut rollout = Self::of(policy, head, records);
         let Self { head, records, .. } = &mut rollout;
         for record in records.iter() {
             head.count_new(record);
@@ -96,7 +96,20 @@ impl Rollout {
 
     /// A deployment as it was kept: it goes on as the one that was kept would have. Its offers stand
     /// ([`Rollout::open_offers`]).
+    ///
+    /// A large step is kept in pieces, the head with the last one. So the records may be ahead of the head, by what was
+    /// decided and never acted on.
     pub fn load(policy: Policy, head: Head, mut records: Vec<Record>) -> Self {
+        if head.rollback.is_none() {
+            // Nobody was told of a rollback.
+            records.iter_mut().for_each(Record::undo_way_back);
+        }
+        let mut rollout = Self::of(policy, head, records);
+        rollout.head.recount(&rollout.records);
+        rollout
+    }
+
+    fn of(policy: Policy, head: Head, mut records: Vec<Record>) -> Self {
         let last_wave = u16::try_from(head.waves.len().saturating_sub(1)).unwrap_or(u16::MAX);
         for record in &mut records {
             record.wave = record.wave.min(last_wave);

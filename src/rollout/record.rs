@@ -245,6 +245,15 @@ impl Record {
         self.why = why;
     }
 
+    /// Puts one that was queued to go back where it was: it runs the update's version.
+    pub(super) fn undo_way_back(&mut self) {
+        if matches!(self.state(), DeviceState::RollbackQueued | DeviceState::RollingBack) {
+            self.enter(DeviceState::Succeeded, Why::Nothing);
+            self.flags &= !(flag::DOUBTFUL | flag::SAID_BACK | flag::BACK_ATTEMPTED);
+            (self.failed_in, self.failed_why) = (0, Why::Nothing);
+        }
+    }
+
     pub fn encode(&self) -> [u8; RECORD_BYTES] {
         let mut bytes = [0; RECORD_BYTES];
         let (version, rest) = bytes.split_at_mut(1);

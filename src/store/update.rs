@@ -91,7 +91,7 @@ pub struct AttemptRecord {
     pub ended_at: UnixMillis,
 }
 
-/// What one step changed; applied whole or not at all.
+/// What one step changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeploymentChange {
     pub deployment_id: String,
@@ -173,7 +173,9 @@ pub trait UpdateStore: Send + Sync {
 
     fn list_deployments(&self, query: DeploymentQuery) -> StoreFuture<Paged<DeploymentRecord>>;
 
-    /// Applies a step. It may be large: more than a few thousand devices are still one transaction.
+    /// Applies a step. More than a few thousand devices take several transactions, in their order, the head with the
+    /// last one: a crash or an error between them leaves devices that are ahead of the head, which `crate::rollout`
+    /// allows for.
     fn save_deployment(&self, change: DeploymentChange) -> StoreFuture<()>;
 
     /// `total` is that of the whole query.

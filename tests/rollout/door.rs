@@ -267,7 +267,8 @@ fn an_approval_is_waited_for_and_a_denial_is_final() {
     let denied =
         ok(&server, "ApproveDeployment", r#"{"deployment_id":"deploy-001","deny":true,"reason":"not on Friday"}"#);
     assert_eq!(denied["status"]["state"], "DENIED");
-    let rollback = call(&server, "UpdateService/RollbackDeployment", Some(ADMIN_KEY), r#"{"deployment_id":"deploy-001"}"#);
+    let rollback =
+        call(&server, "UpdateService/RollbackDeployment", Some(ADMIN_KEY), r#"{"deployment_id":"deploy-001"}"#);
     assert_eq!(rollback.status, 412, "{}", rollback.text());
     assert!(rollback.text().contains("DENIED"), "{}", rollback.text());
     // The device is free for another deployment.

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fleetd_loadtest::{Code, Pick};
 use fleetd_proto::v1::deployment_status::{Reason, State};
 use fleetd_proto::v1::{
-    DeployUpdateRequest, DeployUpdateResponse, DeploymentConfig, MaintenanceWindow, RollbackDeploymentRequest, RollbackDeploymentResponse, RolloutPolicy,
+    DeployUpdateRequest, DeployUpdateResponse, DeploymentConfig, MaintenanceWindow, RollbackDeploymentRequest,
+    RollbackDeploymentResponse, RolloutPolicy,
 };
 
 use crate::rig::{count, fleet_options, policy, rolling, Rig, NEW, OLD};

@@ -35,6 +35,8 @@ const SAVE_AGAIN_AFTER: Duration = Duration::from_millis(500);
 pub struct DeploymentCoordinator {
     pub(super) rollout: Rollout,
     pub(super) seats: Vec<Seat>,
+    /// Seats that the registry has; those after them joined just now.
+    kept: usize,
     pub(super) handle: Arc<Handle>,
     pub(super) shared: Arc<Shared>,
     pub(super) watch: Watch,
@@ -59,6 +61,7 @@ impl DeploymentCoordinator {
         let watch = Watch::from(rollout.head().watched, shared.directory.fleet());
         Self {
             rollout,
+            kept: seats.len(),
             seats,
             handle,
             shared,
@@ -143,6 +146,10 @@ impl DeploymentCoordinator {
     /// Feeds in how a device stands now.
     pub(super) fn look_at(&mut self, place: Place) {
         let Some(seat) = self.seats.get(place as usize) else { return };
+        if place as usize >= self.kept {
+            // It is asked again. The registry takes newcomers in their order, which nothing may change until then.
+            return;
+        }
         let policy = self.rollout.policy();
         let windows = |entry: &crate::actors::entry::DeviceEntry| self.shared.is_window_open(policy, entry);
         let claimed = Some(place).filter(|place| self.rollout.record(*place).is_in_play());
@@ -166,6 +173,7 @@ impl DeploymentCoordinator {
         }
         self.is_saving = true;
         let change = self.change_of(&batch);
+        let seats = self.seats.len();
         let saved = self.shared.store.save_deployment(change).into_actor(self);
         context.spawn(saved.map(move |outcome, this, context| {
             this.is_saving = false;
@@ -173,6 +181,7 @@ impl DeploymentCoordinator {
                 Ok(()) => {
                     this.watch.go_on();
                     this.is_failing = false;
+                    this.kept = seats;
                     this.finish(batch, context);
                     this.flush(context);
                 }

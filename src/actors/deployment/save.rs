@@ -82,8 +82,13 @@ impl Batch {
 
 impl DeploymentCoordinator {
     /// What the registry is to take of a batch: the state as it is now, which is that of the batch or later.
+    ///
+    /// It may take a large one in pieces, in this order, and a crash may come between them: devices that hold no slot of
+    /// `max_parallel` come first, so that those which took their slots never stand beside them.
     pub(super) fn change_of(&self, batch: &Batch) -> DeploymentChange {
         let head = self.rollout.head();
+        let (active, others): (Vec<&Place>, Vec<&Place>) =
+            batch.places.iter().partition(|place| self.rollout.record(**place).is_active());
         DeploymentChange {
             deployment_id: self.handle.id().to_owned(),
             state: head.state.into(),
@@ -91,7 +96,7 @@ impl DeploymentCoordinator {
             started_at: head.started.map(Moment::wall),
             // Until then the next start takes it up again: a deployment that was cancelled waits for devices that install.
             finished_at: head.finished.map(Moment::wall).filter(|_| self.rollout.is_final()),
-            devices: batch.places.iter().filter_map(|place| self.row_of(*place)).collect(),
+            devices: others.into_iter().chain(active).filter_map(|place| self.row_of(*place)).collect(),
             attempts: batch.actions.iter().filter_map(|action| self.attempt_of(action, batch.at)).collect(),
         }
     }

@@ -71,12 +71,6 @@ impl Seat {
             State::Maintenance => Reachability::Maintenance,
             State::Offline | State::Unknown => Reachability::Offline,
         };
-        Some(Standing {
-            reachability,
-            silent_for,
-            runs,
-            is_window_open: windows(entry),
-            is_taken,
-        })
+        Some(Standing { reachability, silent_for, runs, is_window_open: windows(entry), is_taken })
     }
 }

@@ -270,7 +270,9 @@ impl Deployments {
             (Order::Cancel, S::Cancelled)
             | (Order::Deny, S::Denied)
             | (Order::RollBack { .. }, S::RolledBack | S::RollbackIncomplete) => Ok(None),
-            (Order::RollBack { .. }, S::Cancelled | S::Succeeded | S::Failed) => self.take_up(record, None).await.map(Some),
+            (Order::RollBack { .. }, S::Cancelled | S::Succeeded | S::Failed) => {
+                self.take_up(record, None).await.map(Some)
+            }
             (_, state) if !is_final(state) => Err(ApiError::internal(format!(
                 "deployment {id} is {} and could not be taken up when the server started; its log says why",
                 state.as_str_name()

@@ -137,3 +137,56 @@ proptest! {
         prop_assert!(popped.into_iter().eq(due.into_iter().map(|(_, place)| place)));
     }
 }
+
+/// The deployment as a crash leaves it that comes before the last piece of a large step: some records are of later.
+fn torn(before: &Rollout, after: &Rollout, is_kept: impl Fn(Place) -> bool) -> Rollout {
+    let record = |place| {
+        if is_kept(place) || place as usize >= before.place_count() {
+            after.record(place)
+        } else {
+            before.record(place)
+        }
+    };
+    Rollout::load(
+        before.policy().clone(),
+        before.head().clone(),
+        (0..after.place_count() as Place).map(record).collect(),
+    )
+}
+
+#[test]
+fn records_that_are_ahead_of_the_head_are_counted_and_newcomers_among_them() {
+    let mut run = Run::of(policy(), &[2, 4]);
+    let before = run.rollout.clone();
+    for place in 0..2 {
+        run.take(Event::Standing { place, standing: online(Runs::Before) });
+        run.take(Event::Report { place, attempt: 1, state: Said::Accepted });
+    }
+    run.take(Event::Report { place: 1, attempt: 1, state: Said::Failed });
+    run.take(Event::Joined { count: 3 });
+    let torn = torn(&before, &run.rollout, |place| place == 1);
+    let head = torn.head();
+    assert_eq!((head.counts.get(DeviceState::Failed), head.counts.get(DeviceState::Queued)), (1, 8));
+    assert_eq!((head.attempted, head.failed, head.sample.failed, head.waves[0].sample.attempted), (1, 1, 1, 1));
+    assert_eq!((head.total_work, head.waves[1].total, head.waves[1].total_work), (9, 7, 7));
+    // And nothing changes where the head is of the same step.
+    assert_eq!(reloaded(&run.rollout).head(), run.rollout.head());
+}
+
+#[test]
+fn a_rollback_whose_start_was_not_kept_did_not_begin() {
+    let mut run = Run::of(Policy { confirm_duration: Duration::ZERO, ..policy() }, &[2]);
+    for place in 0..2 {
+        run.take(Event::Standing { place, standing: online(Runs::Before) });
+        run.take(Event::Report { place, attempt: 1, state: Said::Succeeded });
+    }
+    run.pass(SECOND);
+    run.take(Event::Standing { place: 0, standing: online(Runs::Target) });
+    let before = run.rollout.clone();
+    assert_eq!(before.record(0).state(), DeviceState::Succeeded);
+    run.take(Event::Order(Order::RollBack { force: false }));
+    assert_eq!(run.rollout.record(0).state(), DeviceState::RollbackQueued);
+    let torn = torn(&before, &run.rollout, |place| place == 0);
+    assert_eq!((torn.record(0).state(), torn.head().state), (DeviceState::Succeeded, DeploymentState::Running));
+    assert_eq!(torn.head().counts, before.head().counts);
+}

@@ -525,3 +525,31 @@ async fn follow(steps: Vec<(Vec<(u32, i32)>, bool)>) -> Result<(), TestCaseError
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_large_step_comes_in_pieces_and_the_head_with_the_last_one() {
+    let dir = TempDir::new().unwrap();
+    let store = open_in(&dir);
+    let deployment = create(&store, members(5_000)).await;
+    let mut devices = members(5_000);
+    devices.iter_mut().for_each(|device| device.state = 2);
+    let names = [devices[0].device_id.to_string(), devices[4_999].device_id.to_string()];
+    let attempts: Vec<_> = names.iter().map(|name| attempt(name, 1)).collect();
+
+    // The last piece is refused: the device has another place.
+    let mut twice = devices.clone();
+    twice.push(member(5_000, &names[0], 2));
+    let step = DeploymentChange { attempts: attempts.clone(), ..change(&deployment, twice) };
+    store.save_deployment(step).await.unwrap_err();
+    assert_eq!(&store.deployment(&deployment).await.unwrap().unwrap().head[..], b"head\0");
+    let ahead = loaded(&store, &deployment).iter().filter(|device| device.state == 2).count();
+    assert_eq!(ahead, 4_000, "what came before is kept, in the order of the step");
+    assert_eq!(paged(&store, &deployment, &[2], 1_000).await.len(), ahead);
+
+    store.save_deployment(DeploymentChange { attempts, ..change(&deployment, devices.clone()) }).await.unwrap();
+    assert_eq!(&store.deployment(&deployment).await.unwrap().unwrap().head[..], b"later");
+    assert_eq!(loaded(&store, &deployment), devices);
+    for name in names {
+        assert_eq!(store.attempts_of(&deployment, &id(&name)).await.unwrap().len(), 1);
+    }
+}

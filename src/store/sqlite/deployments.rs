@@ -1,5 +1,5 @@
 //! The `deployments` table: how a deployment is begun, completed, changed and read.
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ use super::{connection, updates, Queues};
 use crate::commands::REQUEST_ID_LIFE;
 use crate::ids::DeviceId;
 use crate::store::{
-    DeploymentChange, DeploymentDevice, DeploymentQuery, DeploymentRecord, NewDeployment, Paged, StoreError, UnixMillis,
+    AttemptRecord, DeploymentChange, DeploymentDevice, DeploymentQuery, DeploymentRecord, NewDeployment, Paged,
+    StoreError, StoreFuture, UnixMillis,
 };
 
 /// What the id of a deployment begins with.
@@ -26,6 +27,9 @@ const PREFIX: &str = "deploy";
 /// Devices that one transaction takes on; at some 5 µs each they hold the writer for 20 ms, as a full group does.
 const CHUNK: usize = 4_000;
 
+/// Devices that one transaction of a step changes; at some 25 µs each they hold the writer for 50 ms.
+const CHANGED_AT_ONCE: usize = 2_000;
+
 /// Rows that a start removes in one transaction, while nobody waits.
 const REMOVED_AT_ONCE: usize = 50_000;
 
@@ -33,6 +37,7 @@ const REMOVED_AT_ONCE: usize = 50_000;
 const WRITE_OVERHEAD: usize = 512;
 
 const CREATE: &str = "keep a deployment";
+const SAVE: &str = "save a deployment";
 
 /// The columns that [`to_deployment`] reads, in its order; complete deployments only, as others have no head.
 macro_rules! select_deployments {
@@ -57,7 +62,7 @@ pub enum Misuse {
 }
 
 pub fn misuse(source: Misuse) -> JobError {
-    StoreError::Backend { operation: "save a deployment", source: Arc::new(source) }.into()
+    StoreError::Backend { operation: SAVE, source: Arc::new(source) }.into()
 }
 
 /// Deployments whose devices are being written. One that is not complete and not here was given up by its caller.
@@ -261,7 +266,47 @@ fn complete(
     })
 }
 
-pub fn save(connection: &Connection, change: &DeploymentChange) -> Result<(), JobError> {
+/// Applies a step. A large one takes several transactions, so that others may write in between; all but the last one
+/// hold nothing but devices and their attempts.
+pub fn save(queues: Queues, change: DeploymentChange) -> StoreFuture<()> {
+    if change.devices.len() <= CHANGED_AT_ONCE {
+        return save_rest(&queues, change);
+    }
+    Box::pin(async move {
+        let DeploymentChange { devices, attempts, .. } = change;
+        let mut attempts_of: HashMap<DeviceId, Vec<AttemptRecord>> = HashMap::new();
+        for attempt in attempts {
+            attempts_of.entry(attempt.device_id.clone()).or_default().push(attempt);
+        }
+        let mut devices = devices.into_iter();
+        while devices.len() > CHANGED_AT_ONCE {
+            let devices: Vec<_> = devices.by_ref().take(CHANGED_AT_ONCE).collect();
+            let attempts = devices.iter().filter_map(|device| attempts_of.remove(&device.device_id));
+            let attempts: Vec<_> = attempts.flatten().collect();
+            let id = change.deployment_id.clone();
+            let write = queues.write(SAVE, bytes(&devices, &attempts), move |connection| {
+                let pk = number_of(&id).ok_or_else(|| misuse(Misuse::NoDeployment(id)))?;
+                deployment_devices::save(connection, pk, &devices)?;
+                deployment_devices::save_attempts(connection, pk, &attempts, &devices)
+            });
+            write.await?;
+        }
+        let attempts = attempts_of.into_values().flatten().collect();
+        save_rest(&queues, DeploymentChange { devices: devices.collect(), attempts, ..change }).await
+    })
+}
+
+fn save_rest(queues: &Queues, change: DeploymentChange) -> StoreFuture<()> {
+    let bytes = change.head.len() + bytes(&change.devices, &change.attempts);
+    queues.write(SAVE, bytes, move |connection| save_whole(connection, &change))
+}
+
+fn bytes(devices: &[DeploymentDevice], attempts: &[AttemptRecord]) -> usize {
+    let devices: usize = devices.iter().map(deployment_devices::bytes).sum();
+    WRITE_OVERHEAD + devices + size_of_val(attempts)
+}
+
+fn save_whole(connection: &Connection, change: &DeploymentChange) -> Result<(), JobError> {
     let unknown = || misuse(Misuse::NoDeployment(change.deployment_id.clone()));
     let pk = number_of(&change.deployment_id).ok_or_else(unknown)?;
     let heads = connection

@@ -90,9 +90,7 @@ impl UpdateStore for SqliteStore {
     }
 
     fn save_deployment(&self, change: DeploymentChange) -> StoreFuture<()> {
-        let devices: usize = change.devices.iter().map(deployment_devices::bytes).sum();
-        let bytes = WRITE_OVERHEAD + change.head.len() + devices + change.attempts.len() * size_of::<AttemptRecord>();
-        self.write("save a deployment", bytes, move |connection| deployments::save(connection, &change))
+        deployments::save(self.queues.clone(), change)
     }
 
     fn deployment_devices(&self, query: DeploymentDeviceQuery) -> StoreFuture<Paged<DeploymentDevice>> {
