@@ -218,7 +218,18 @@ fn a_deployment_that_is_over_takes_no_orders_and_a_repeated_request_starts_nothi
     ok(&server, "CreateUpdate", CREATE);
     let mut deploy: Value = serde_json::from_str(DEPLOY).expect("JSON");
     deploy["request_id"] = json!("once");
-    let first = ok(&server, "DeployUpdate", &deploy.to_string());
+    // A client that does not wait for its first call: none of them finds the device taken.
+    let message = deploy.to_string();
+    std::thread::scope(|scope| {
+        let calls =
+            (0..4).map(|_| scope.spawn(|| call(&server, "UpdateService/DeployUpdate", Some(ADMIN_KEY), &message)));
+        for reply in calls.collect::<Vec<_>>() {
+            let reply = reply.join().expect("an answer");
+            assert!(matches!(reply.status, 200 | 503), "{}", reply.text());
+        }
+    });
+    let first = ok(&server, "DeployUpdate", &message);
+    assert_eq!(first["deploymentId"], "deploy-001");
     let again = ok(&server, "DeployUpdate", &deploy.to_string());
     assert_eq!(first["deploymentId"], again["deploymentId"]);
     // The device is taken, so another call finds nobody.

@@ -18,12 +18,14 @@ mod start;
 mod tell;
 mod watch;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use dashmap::DashMap;
 use fleetd_proto::v1::{DeploymentConfig, Update, UpdateInfo, UpdateProgress, UpdateStrategy};
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::oneshot;
 
@@ -78,6 +80,8 @@ pub(super) struct Shared {
     arbiter: ArbiterHandle,
     /// One start or revival at a time, so that a deployment never has two coordinators.
     starting: tokio::sync::Mutex<()>,
+    /// Who calls DeployUpdate now, and with which `request_id`.
+    underway: Mutex<HashSet<(String, String)>>,
 }
 
 /// Cheap, cloneable handle.
@@ -116,6 +120,7 @@ impl Deployments {
             open: DashMap::new(),
             arbiter,
             starting: tokio::sync::Mutex::default(),
+            underway: Mutex::default(),
         });
         let deployments = Self(shared);
         deployments.take_up_all().await?;

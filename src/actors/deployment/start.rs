@@ -14,9 +14,9 @@ use super::planning::{Planned, Wish};
 use super::release::Release;
 use super::seat::{Said, Seat};
 use super::watch::Watch;
-use super::{died, failed, head_of, no_deployment, Deployments};
+use super::{died, failed, head_of, no_deployment, Deployments, Shared};
 use crate::error::{ApiError, ErrorCode};
-use crate::rollout::{is_final, DeploymentState, Event, Order, Place, Record, Rollout, Targets as _};
+use crate::rollout::{is_final, DeploymentState, Event, Now, Order, Place, Record, Rollout, Targets as _};
 use crate::store::{DeploymentDevice, DeploymentRecord, NewDeployment, StoreError};
 
 /// Devices that are taken out of other deployments at a time.
@@ -38,6 +38,7 @@ impl Deployments {
         created_by: String,
         request_id: String,
     ) -> Result<DeploymentRecord, ApiError> {
+        let _underway = self.begin(&created_by, &request_id)?;
         // A repeat must answer as the first call did, also when its devices are taken: by that first call.
         if let Some(known) = self.0.store.deployment_of_request(&created_by, &request_id).await? {
             return Ok(known);
@@ -49,7 +50,12 @@ impl Deployments {
             if planned.policy.supersede {
                 self.take_over(&planned).await?;
             }
-            if !claim_all(&planned, &handle) {
+            let planned = Arc::new(planned);
+            let claim = {
+                let (planned, handle) = (Arc::clone(&planned), Arc::clone(&handle));
+                move || claim_all(&planned, &handle)
+            };
+            if !apart(claim).await? {
                 continue;
             }
             let kept = self.keep(&planned, &handle, &wish, &created_by, &request_id).await;
@@ -62,38 +68,33 @@ impl Deployments {
         Err(ApiError::new(ErrorCode::Aborted, message))
     }
 
+    /// Holds a `request_id` until the call that has it is answered: a second one would find its devices taken.
+    fn begin(&self, created_by: &str, request_id: &str) -> Result<Option<Underway>, StoreError> {
+        if request_id.is_empty() {
+            return Ok(None);
+        }
+        let name = (created_by.to_owned(), request_id.to_owned());
+        if !self.0.underway.lock().insert(name.clone()) {
+            return Err(StoreError::InProgress { what: "the first call with this request_id" });
+        }
+        Ok(Some(Underway { shared: Arc::clone(&self.0), name }))
+    }
+
     async fn keep(
         &self,
-        planned: &Planned,
+        planned: &Arc<Planned>,
         handle: &Arc<Handle>,
         wish: &Wish,
         created_by: &str,
         request_id: &str,
     ) -> Result<DeploymentRecord, ApiError> {
-        let Planned { release, policy, survey, .. } = planned;
+        let Planned { release, policy, .. } = &**planned;
         let now = Watch::from(0, self.0.directory.fleet()).now();
-        let places: Vec<_> = planned.places().collect();
-        let devices = places.iter().map(|(_, device)| *device).collect();
-        let rollout = Rollout::new(policy.clone(), planned.waves(), devices, now);
-        let mut seats = Vec::with_capacity(places.len());
-        let mut rows = Vec::with_capacity(places.len());
-        for (place, (target, _)) in places.into_iter().enumerate() {
-            let entry = &survey.devices[target as usize];
-            let from_version = survey.shared_text(survey.rows()[target as usize].version);
-            let record = rollout.record(place as Place);
-            rows.push(DeploymentDevice {
-                place: place as u32,
-                device_id: entry.id.clone(),
-                state: record.state().into(),
-                record: record.encode().to_vec().into(),
-                from_version: from_version.to_string(),
-                message: String::new(),
-                offered_at: None,
-                updated_at: now.wall,
-            });
-            let entry = Some(Arc::clone(entry));
-            seats.push(Seat { device_id: rows[place].device_id.clone(), entry, from_version, said: None });
-        }
+        let prepare = {
+            let planned = Arc::clone(planned);
+            move || prepare(&planned, now)
+        };
+        let (rollout, seats, rows) = apart(prepare).await?;
         let new = NewDeployment {
             update_id: release.update.id.clone(),
             request_id: request_id.to_owned(),
@@ -287,6 +288,51 @@ impl Deployments {
             }
         }
     }
+}
+
+/// A call with a `request_id` that is not answered yet.
+struct Underway {
+    shared: Arc<Shared>,
+    name: (String, String),
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.shared.underway.lock().remove(&self.name);
+    }
+}
+
+/// Does what takes a while for a million devices, on a thread where nobody waits for it.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|died| ApiError::internal("the deployment could not be prepared").with_source(died))
+}
+
+/// The deployment of a plan as it begins: its logic, its seats, and the registry's rows of them.
+fn prepare(planned: &Planned, now: Now) -> (Rollout, Vec<Seat>, Vec<DeploymentDevice>) {
+    let Planned { policy, survey, .. } = planned;
+    let places: Vec<_> = planned.places().collect();
+    let devices = places.iter().map(|(_, device)| *device).collect();
+    let rollout = Rollout::new(policy.clone(), planned.waves(), devices, now);
+    let mut seats = Vec::with_capacity(places.len());
+    let mut rows = Vec::with_capacity(places.len());
+    for (place, (target, _)) in places.into_iter().enumerate() {
+        let entry = &survey.devices[target as usize];
+        let from_version = survey.shared_text(survey.rows()[target as usize].version);
+        let record = rollout.record(place as Place);
+        rows.push(DeploymentDevice {
+            place: place as u32,
+            device_id: entry.id.clone(),
+            state: record.state().into(),
+            record: record.encode().to_vec().into(),
+            from_version: from_version.to_string(),
+            message: String::new(),
+            offered_at: None,
+            updated_at: now.wall,
+        });
+        seats.push(Seat { device_id: entry.id.clone(), entry: Some(Arc::clone(entry)), from_version, said: None });
+    }
+    (rollout, seats, rows)
 }
 
 /// Takes all devices of a plan, or none.
