@@ -8,7 +8,7 @@ use super::Deployments;
 use crate::clock::UnixMillis;
 use crate::events::{DeviceProgress, Event, What};
 use crate::rollout::{Action, Order};
-use crate::telemetry::journal::Journal;
+use crate::telemetry::journal::{AppendError, Journal};
 use crate::telemetry::row::DeploymentEvent;
 
 impl DeploymentCoordinator {
@@ -27,6 +27,7 @@ impl DeploymentCoordinator {
             attempt: 0,
             detail: "",
         };
+        let mut unkept = Unkept::default();
         for action in &batch.actions {
             match action {
                 Action::TellDevice { place, from, to, wave, attempt } => {
@@ -42,7 +43,7 @@ impl DeploymentCoordinator {
                         detail: message,
                         ..row
                     };
-                    keep(&self.shared.journal, &row);
+                    unkept.keep(&self.shared.journal, &row);
                     if let Some(entry) = seat.device() {
                         let progress = DeviceProgress {
                             deployment: Arc::clone(&self.handle),
@@ -58,7 +59,7 @@ impl DeploymentCoordinator {
                 Action::TellWave { wave, from, to } => {
                     let (from_state, to_state) = (from.as_str_name(), to.as_str_name());
                     tracing::info!(deployment = self.handle.id(), wave, from_state, to_state, "wave");
-                    keep(
+                    unkept.keep(
                         &self.shared.journal,
                         &DeploymentEvent { kind: "wave", from_state, to_state, wave: *wave as u32, ..row },
                     );
@@ -68,7 +69,7 @@ impl DeploymentCoordinator {
                     let (from_state, to_state) = (from.as_str_name(), to.as_str_name());
                     tracing::info!(deployment = self.handle.id(), from_state, to_state, message, "deployment");
                     let detail = &message;
-                    keep(
+                    unkept.keep(
                         &self.shared.journal,
                         &DeploymentEvent { kind: "deployment", from_state, to_state, detail, ..row },
                     );
@@ -76,6 +77,7 @@ impl DeploymentCoordinator {
                 Action::Offer { .. } | Action::Revoke { .. } | Action::Measure { .. } => {}
             }
         }
+        unkept.log(self.handle.id());
     }
 }
 
@@ -102,20 +104,34 @@ impl Deployments {
             attempt: 0,
             detail: &detail,
         };
-        keep(&self.0.journal, &row);
+        let mut unkept = Unkept::default();
+        unkept.keep(&self.0.journal, &row);
+        unkept.log(handle.id());
     }
 }
 
-/// A journal that is full must not hold up a deployment: what is not kept is told in the log, the registry has it all.
-fn keep(journal: &Journal, row: &DeploymentEvent<'_>) {
-    let mut record = Vec::with_capacity(192);
-    row.encode(&mut record);
-    if let Err(error) = journal.append(&record) {
-        tracing::warn!(
-            deployment = row.deployment_id,
-            kind = row.kind,
-            error = &error as &dyn std::error::Error,
-            "event is not kept"
-        );
+/// A journal that is full must not hold up a deployment: how much of a batch is not kept is told in the log, once, and
+/// the registry has it all.
+#[derive(Default)]
+struct Unkept {
+    events: usize,
+    last: Option<AppendError>,
+}
+
+impl Unkept {
+    fn keep(&mut self, journal: &Journal, row: &DeploymentEvent<'_>) {
+        let mut record = Vec::with_capacity(192);
+        row.encode(&mut record);
+        if let Err(error) = journal.append(&record) {
+            self.events += 1;
+            self.last = Some(error);
+        }
+    }
+
+    fn log(self, deployment: &str) {
+        if let Some(error) = self.last {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(deployment, events = self.events, error, "events are not kept");
+        }
     }
 }
