@@ -236,6 +236,15 @@ impl DeploymentCoordinator {
     }
 }
 
+impl Drop for DeploymentCoordinator {
+    /// After a panic: the next coordinator knows nothing of newcomers that the registry does not have.
+    fn drop(&mut self) {
+        for entry in self.seats.iter().skip(self.kept).filter_map(|seat| seat.entry.as_ref()) {
+            entry.assignment.release(&self.handle);
+        }
+    }
+}
+
 impl Actor for DeploymentCoordinator {
     type Context = Context<Self>;
 

@@ -32,3 +32,35 @@ impl Watch {
         self.since.get_or_insert(self.fleet.moment().now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn let_pass(millis: u64, fleet: &FleetIndex) {
+        let until = fleet.moment().now + millis * 1_000_000;
+        while fleet.moment().now < until {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn time_in_which_it_stands_still_is_not_counted() {
+        let fleet = FleetIndex::new(Duration::from_secs(30));
+        let mut watch = Watch::from(5_000, &fleet);
+        let_pass(20, &fleet);
+        watch.stand_still();
+        let stood_at = watch.now().watched;
+        assert!(stood_at >= 5_020, "{stood_at}");
+        let_pass(20, &fleet);
+        // A second failure.
+        watch.stand_still();
+        assert_eq!(watch.now().watched, stood_at);
+        watch.go_on();
+        watch.go_on();
+        let_pass(20, &fleet);
+        assert!(watch.now().watched >= stood_at + 20);
+    }
+}
