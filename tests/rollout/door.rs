@@ -123,6 +123,19 @@ fn a_report_of_an_offer_that_was_taken_back_is_told_not_to_count() {
 }
 
 #[test]
+fn a_heartbeat_whose_progress_cannot_be_is_refused_whole() {
+    let server = Server::with(Options::default().unlimited());
+    let key = online(&server, "rpi-001");
+    let message = json!({ "device_id": "rpi-001", "status": { "state": "ONLINE" }, "version": "9.9.9",
+        "update_progress": { "deployment_id": "deploy-001", "attempt": 1, "message": "no state" } });
+    let refused = call(&server, "DeviceService/Heartbeat", Some(&key), &message.to_string());
+    assert_eq!((refused.status, &refused.json()["code"]), (400, &json!("INVALID_ARGUMENT")), "{}", refused.text());
+    assert!(refused.text().contains("ACCEPTED"), "what it may be is told: {}", refused.text());
+    let kept = call(&server, "DeviceService/GetDevice", Some(ADMIN_KEY), r#"{"device_id":"rpi-001"}"#).json();
+    assert_eq!(kept["device"]["version"], "1.0.0", "nothing of it was taken: {kept}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
     let server = Server::with(Options::default().unlimited());
     online(&server, "rpi-001");
@@ -290,4 +303,44 @@ fn an_approval_is_waited_for_and_a_denial_is_final() {
     assert!(runs, "{:?}", state("deploy-002"));
     let listed = ok(&server, "ListDeployments", r#"{"states":["DENIED"]}"#);
     assert_eq!((&listed["totalCount"], &listed["deployments"][0]["deploymentId"]), (&json!(1), &json!("deploy-001")));
+}
+
+#[test]
+fn a_device_that_does_not_say_what_it_runs_after_a_restart_has_not_gone_back() {
+    let mut server = Server::with(Options::default().unlimited());
+    let key = online(&server, "rpi-001");
+    // A second one, which never reports, keeps the deployment open.
+    let registration = json!({ "device_id": "rpi-002", "device_type": "raspberry-pi", "version": "1.0.0" });
+    call(&server, "DeviceService/RegisterDevice", Some(ADMIN_KEY), &registration.to_string());
+    ok(&server, "CreateUpdate", CREATE);
+    let deploy = json!({ "update_id": "update-001", "device_filter": "id:*",
+        "config": { "policy": { "confirm_duration": "0.500s" } } });
+    ok(&server, "DeployUpdate", &deploy.to_string());
+    let offer = await_offer(&server, "rpi-001", &key);
+    let done = json!({ "deployment_id": "deploy-001", "attempt": offer["attempt"], "state": "SUCCEEDED" });
+    heartbeat(&server, "rpi-001", &key, &json!({ "version": "2.0.0", "update_progress": done }));
+    let state = |server: &Server| {
+        let device = ok(server, "ExplainDevice", r#"{"device_id":"rpi-001","deployment_id":"deploy-001"}"#);
+        device["device"]["state"].as_str().unwrap_or_default().to_owned()
+    };
+    let within = std::time::Duration::from_secs(30);
+    let succeeds = wait_until(within, || {
+        heartbeat(&server, "rpi-001", &key, &json!({ "version": "2.0.0" }));
+        state(&server) == "SUCCEEDED"
+    });
+    assert!(succeeds, "{}", state(&server));
+    server.sigkill();
+    server.restart();
+    heartbeat(&server, "rpi-001", &key, &json!({ "version": "" }));
+    // Rolled back by order, it is offered the way back: it is not taken to be there already.
+    ok(&server, "RollbackDeployment", ROLLBACK);
+    let mut back = Value::Null;
+    let came = wait_until(within, || {
+        back = heartbeat(&server, "rpi-001", &key, &json!({ "version": "" }))["pendingUpdate"].clone();
+        !back.is_null()
+    });
+    assert!(came, "it is {}\n{}", state(&server), server.log());
+    assert_eq!((&back["rollback"], &back["version"]), (&json!(true), &json!("1.0.0")));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(state(&server), "ROLLING_BACK");
 }

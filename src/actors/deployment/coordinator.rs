@@ -152,8 +152,8 @@ impl DeploymentCoordinator {
         }
         let policy = self.rollout.policy();
         let windows = |entry: &crate::actors::entry::DeviceEntry| self.shared.is_window_open(policy, entry);
-        let claimed = Some(place).filter(|place| self.rollout.record(*place).is_in_play());
-        let event = match seat.standing(&self.shared.directory, &self.handle, claimed, &windows) {
+        let record = self.rollout.record(place);
+        let event = match seat.standing(&self.shared.directory, &self.handle, place, &record, &windows) {
             Some(standing) => Event::Standing { place, standing },
             None => Event::Removed { place },
         };

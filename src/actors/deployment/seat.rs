@@ -6,7 +6,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
 use crate::ids::DeviceId;
-use crate::rollout::{Place, Reachability, Runs, Standing};
+use crate::rollout::{Place, Reachability, Record, Runs, Standing};
 use fleetd_proto::v1::device_status::State;
 
 /// One device, at its place. A million of them are 50 MB.
@@ -39,32 +39,34 @@ impl Seat {
         self.entry.as_ref().filter(|entry| !entry.is_forgotten())
     }
 
-    /// How the device stands; `None` when it is gone from the fleet. One that another deployment had, and let go, is
-    /// claimed for `place`: what it is offered could not reach it otherwise. That is `None` for one that left.
+    /// How the device at `place` stands; `None` when it is gone from the fleet. One that another deployment had, and let
+    /// go, is claimed: what it is offered could not reach it otherwise.
     pub fn standing(
         &self,
         directory: &DeviceDirectory,
         handle: &Arc<Handle>,
-        place: Option<Place>,
+        place: Place,
+        record: &Record,
         windows: &dyn Fn(&DeviceEntry) -> bool,
     ) -> Option<Standing> {
         let entry = self.device()?;
-        let is_taken = match place {
-            Some(place) => !entry.assignment.claim(handle, place),
-            None => entry.assignment.is_held_by_another(handle),
+        let is_taken = match record.is_in_play() {
+            true => !entry.assignment.claim(handle, place),
+            false => entry.assignment.is_held_by_another(handle),
         };
         let now = directory.fleet().moment().now;
         let (presence, silent_for, runs) = entry.with_live(|live| {
             let silent_for = live.last_seen.map(|_| now.saturating_sub(live.last_seen_at) / 1_000_000);
-            let runs = match (&live.version, silent_for) {
-                // It has not reported to this server, which is no evidence of anything; or it never says, and is taken to
-                // run what it was registered with.
-                (None, _) => Runs::Before,
-                (Some(version), _) if **version == handle.release.update.version => Runs::Target,
-                (Some(version), _) if **version == *self.from_version => Runs::Before,
-                (Some(_), _) => Runs::Other,
+            let runs = match &live.version {
+                // Since this server started it has not said, which is no evidence that it runs any of the two.
+                None => Runs::Other,
+                Some(version) if **version == handle.release.update.version => Runs::Target,
+                Some(version) if **version == *self.from_version => Runs::Before,
+                Some(_) => Runs::Other,
             };
-            (directory.presence(live), silent_for, runs)
+            // Nor that it went back: only one that works is to be heard, whatever it says.
+            let is_evidence = live.version.is_some() || record.is_active();
+            (directory.presence(live), silent_for.filter(|_| is_evidence), runs)
         });
         let reachability = match presence {
             State::Online | State::Late => Reachability::Online,
