@@ -25,6 +25,10 @@ const TAKEN_AT_ONCE: usize = 1_024;
 /// How often a plan is made anew because another deployment took some of its devices in between.
 const MAX_PLANS: usize = 3;
 
+/// What the registry has of the devices of a deployment: by their places, what is decided by and who they are; and the
+/// versions that they ran before.
+type Kept = (Vec<Record>, Vec<Seat>, Vec<Arc<str>>);
+
 impl Deployments {
     /// Starts a deployment. Durable when this answers.
     ///
@@ -196,8 +200,8 @@ impl Deployments {
         Ok(handle)
     }
 
-    /// Every device of a deployment, in the order of places, and the versions that they ran before. Blocks.
-    fn read_seats(&self, id: &str) -> Result<(Vec<Record>, Vec<Seat>, Vec<Arc<str>>), String> {
+    /// Every device of a deployment. Blocks.
+    fn read_seats(&self, id: &str) -> Result<Kept, String> {
         let (mut records, mut seats) = (Vec::new(), Vec::new());
         let mut versions: HashSet<Arc<str>> = HashSet::new();
         let mut damage = None;
