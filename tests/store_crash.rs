@@ -230,7 +230,7 @@ fn member(place: u32, n: u64) -> DeploymentDevice {
 
 /// The places that step `n` changes: one, or many.
 fn places_of_step(n: u64) -> impl Iterator<Item = u32> {
-    let count = if n % 3 == 0 { 50 } else { 1 };
+    let count = if n.is_multiple_of(3) { 50 } else { 1 };
     (0..count).map(move |i| ((n * 37 + i) % u64::from(SMALL)) as u32)
 }
 
