@@ -67,7 +67,7 @@ impl UpdateService {
         Ok(DeployUpdateResponse {
             deployment_id: record.id,
             target_device_count: count(head.total_work),
-            started_at: record.started_at.map(timestamp),
+            started_at: head.started.map(|started| timestamp(started.wall())),
         })
     }
 
@@ -291,6 +291,10 @@ impl UpdateService {
             None => (None, None),
         };
         let id = explained.deployment.as_deref().unwrap_or_default();
+        let progress = match &seat {
+            Some(seat) => self.deployments.progress(id, vec![seat.place]).await.first().copied().unwrap_or_default(),
+            None => 0.0,
+        };
         let history = match &explained.deployment {
             Some(id) => self.store.attempts_of(id, &device).await?,
             None => Vec::new(),
@@ -298,7 +302,7 @@ impl UpdateService {
         Ok(ExplainDeviceResponse {
             reason_code: explained.code,
             message: explained.sentence,
-            device: seat.map(|seat| view::device(id, seat, 0.0)),
+            device: seat.map(|seat| view::device(id, seat, progress)),
             deployment: status,
             history: history.into_iter().map(|attempt| view::attempt(id, attempt)).collect(),
         })

@@ -11,7 +11,7 @@ use super::device_service::timestamp;
 use crate::actors::deployment;
 use crate::clock::UnixMillis;
 use crate::error::ApiError;
-use crate::rollout::{Counts, DeviceState, Head, Moment, Record, WaveHead};
+use crate::rollout::{Counts, DeploymentState, DeviceState, Head, Moment, Record, WaveHead};
 use crate::store::{AttemptRecord, DeploymentDevice, DeploymentRecord};
 
 pub use deployment::head_of;
@@ -34,7 +34,7 @@ pub fn status(
         waves: head.waves.iter().enumerate().map(|(index, wave)| wave_status(index, wave)).collect(),
         total_devices: count(head.total_work),
         device_counts: counts(&head.counts),
-        message: message.unwrap_or_else(|| ending(head)),
+        message: message.unwrap_or_else(|| head.message()),
         config: Some(config),
         device_filter: record.device_filter.clone(),
         created_by: record.created_by.clone(),
@@ -62,7 +62,9 @@ fn wave_status(index: usize, wave: &WaveHead) -> WaveStatus {
 
 /// A deployment in figures, at a moment of its own clock.
 pub fn metrics(head: &Head, watched: u64) -> DeploymentMetrics {
-    let estimated_completion = head.remaining_millis(watched).map(|millis| {
+    // What stands still or goes back has no end to be foretold.
+    let is_running = head.state == DeploymentState::Running;
+    let estimated_completion = head.remaining_millis(watched).filter(|_| is_running).map(|millis| {
         let now = UnixMillis::now().as_millis();
         timestamp(UnixMillis::from_millis_clamped(now.saturating_add(i64::try_from(millis).unwrap_or(i64::MAX))))
     });
@@ -77,18 +79,6 @@ pub fn metrics(head: &Head, watched: u64) -> DeploymentMetrics {
         median_duration: head.durations.median().map(|millis| Duration::from_millis(millis).into()),
         failure_reasons: head.failures.iter().map(|(code, devices)| (code.to_owned(), count(devices))).collect(),
     }
-}
-
-/// How a deployment ended, in a sentence.
-fn ending(head: &Head) -> String {
-    let succeeded = head.counts.get(DeviceState::Succeeded);
-    let rolled_back = head.counts.get(DeviceState::RolledBack);
-    let (state, total, failed) = (head.state.as_str_name(), head.total_work, head.failed);
-    let mut sentence = format!("{state}: {succeeded} of {total} devices run the update, {failed} failed");
-    if rolled_back > 0 {
-        sentence.push_str(&format!(", {rolled_back} went back"));
-    }
-    sentence
 }
 
 fn at(moment: Option<Moment>) -> Option<Timestamp> {

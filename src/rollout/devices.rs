@@ -184,6 +184,23 @@ impl Rollout {
         }
     }
 
+    /// Another deployment takes the device. One that works on an update ends that first: two at once would leave nobody to
+    /// say which of them broke it, and its slot here would be free while it is at risk.
+    ///
+    /// # Errors
+    /// [`Refusal::Order`] for a device that took an offer here and is not done.
+    pub(super) fn give_up(&mut self, place: Place, now: Now) -> Result<(), Refusal> {
+        let record = self.record(place);
+        if record.is_active() && !record.is_offered() {
+            return Err(Refusal::Order(format!(
+                "the device is {} here: it is taken over when it is done",
+                record.state().as_str_name()
+            )));
+        }
+        self.leave(place, DeviceState::Superseded, now);
+        Ok(())
+    }
+
     /// It is deleted, or another deployment's. What had ended here stays as it was.
     pub(super) fn leave(&mut self, place: Place, state: DeviceState, now: Now) {
         use DeviceState as D;

@@ -20,7 +20,7 @@ pub enum Event {
     Joined { count: u32 },
     /// The device was deleted from the fleet.
     Removed { place: Place },
-    /// Another deployment took the device, by an operator's explicit choice.
+    /// Another deployment takes the device, by an operator's explicit choice; refused while it works on this one's.
     Superseded { place: Place },
 }
 

@@ -135,7 +135,7 @@ impl Rollout {
             Event::Measured { wave, results } => self.measured(wave, results, now),
             Event::Joined { count } => self.join(count)?,
             Event::Removed { place } => self.leave(place, DeviceState::Removed, now),
-            Event::Superseded { place } => self.leave(place, DeviceState::Superseded, now),
+            Event::Superseded { place } => self.give_up(place, now)?,
         }
         self.settle(now);
         if self.effects.is_head_changed {

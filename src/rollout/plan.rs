@@ -30,7 +30,7 @@ pub struct Target {
     pub version: u32,
     /// It reports, in time or a little late, and is not in maintenance.
     pub is_online: bool,
-    /// Another deployment has it.
+    /// Another deployment has it, and does not give it up.
     pub is_taken: bool,
 }
 
@@ -79,7 +79,7 @@ pub enum Exclusion {
     AlreadyInstalled,
     /// No artifact is for its type and architecture.
     Incompatible,
-    /// Another deployment has it, and this one does not supersede.
+    /// Another deployment has it, and does not give it up.
     InOtherDeployment,
 }
 
@@ -270,6 +270,6 @@ impl<T: Targets> Judge<'_, T> {
         if !fits {
             return Some(Exclusion::Incompatible);
         }
-        (target.is_taken && !self.policy.supersede).then_some(Exclusion::InOtherDeployment)
+        target.is_taken.then_some(Exclusion::InOtherDeployment)
     }
 }

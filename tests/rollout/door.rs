@@ -136,6 +136,33 @@ fn a_heartbeat_whose_progress_cannot_be_is_refused_whole() {
 }
 
 #[test]
+fn a_device_that_works_on_an_update_is_not_taken_over_before_it_is_done() {
+    let server = Server::with(Options::default().unlimited());
+    let key = online(&server, "rpi-001");
+    ok(&server, "CreateUpdate", CREATE);
+    ok(&server, "CreateUpdate", &CREATE.replace("2.0.0", "3.0.0"));
+    let deployed = ok(&server, "DeployUpdate", DEPLOY);
+    assert!(deployed["startedAt"].is_string(), "it runs when it is answered: {deployed}");
+    let offer = await_offer(&server, "rpi-001", &key);
+    let report = |state: &str| {
+        let progress = json!({ "deployment_id": "deploy-001", "attempt": offer["attempt"], "state": state });
+        heartbeat(&server, "rpi-001", &key, &json!({ "update_progress": progress }))["updateReport"]["accepted"].clone()
+    };
+    assert_eq!(report("ACCEPTED"), true);
+    let supersede = json!({ "update_id": "update-002", "device_filter": "id:*", "config": { "supersede": true } });
+    let refused = call(&server, "UpdateService/DeployUpdate", Some(ADMIN_KEY), &supersede.to_string());
+    assert_eq!(refused.status, 412, "{}", refused.text());
+    assert!(refused.text().contains("IN_OTHER_DEPLOYMENT"), "{}", refused.text());
+    let beat = heartbeat(&server, "rpi-001", &key, &json!({}));
+    assert_eq!(beat["pendingUpdate"], Value::Null, "one update at a time");
+    // It fails, and so is done.
+    assert_eq!(report("FAILED"), true);
+    let taken = ok(&server, "DeployUpdate", &supersede.to_string());
+    assert_eq!(taken["targetDeviceCount"], 1);
+    assert_eq!(await_offer(&server, "rpi-001", &key)["version"], "3.0.0");
+}
+
+#[test]
 fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
     let server = Server::with(Options::default().unlimited());
     online(&server, "rpi-001");

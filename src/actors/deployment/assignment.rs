@@ -16,6 +16,8 @@ use crate::rollout::Place;
 const IS_CLAIMED: u8 = 1;
 /// Flag: an offer waits for its next heartbeat.
 const HAS_OFFER: u8 = 2;
+/// Flag: the device works on an update.
+const IS_WORKING: u8 = 4;
 
 /// Part of each device's entry.
 #[derive(Default)]
@@ -79,6 +81,26 @@ impl Assignment {
         if claim.as_ref().is_some_and(|held| Arc::ptr_eq(&held.deployment, deployment)) {
             *claim = None;
             self.flags.store(0, Ordering::Release);
+        }
+    }
+
+    /// Whether the device works on an update: then no other deployment may take it.
+    pub(super) fn is_working(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & IS_WORKING != 0
+    }
+
+    /// Notes whether the device works on this deployment's update.
+    pub(super) fn set_working(&self, deployment: &Arc<Handle>, is_working: bool) {
+        if is_working == self.is_working() {
+            return;
+        }
+        let claim = self.claim.lock();
+        if claim.as_ref().is_some_and(|held| Arc::ptr_eq(&held.deployment, deployment)) {
+            if is_working {
+                self.flags.fetch_or(IS_WORKING, Ordering::AcqRel);
+            } else {
+                self.flags.fetch_and(!IS_WORKING, Ordering::AcqRel);
+            }
         }
     }
 

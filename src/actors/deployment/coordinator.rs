@@ -109,8 +109,17 @@ impl DeploymentCoordinator {
             if let Some(seat) = self.seats.get_mut(*place as usize) {
                 seat.said().updated_at = Some(now.wall);
             }
+            self.note_work(*place);
         }
         self.unsaved.add(effects, now.wall);
+    }
+
+    /// Lets other deployments know whether they may take the device.
+    pub(super) fn note_work(&self, place: Place) {
+        if let Some(entry) = self.seats.get(place as usize).and_then(Seat::device) {
+            let record = self.rollout.record(place);
+            entry.assignment.set_working(&self.handle, record.is_active() && !record.is_offered());
+        }
     }
 
     pub(super) fn withdraw(&self, place: Place) {

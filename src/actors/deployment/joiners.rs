@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use fleetd_proto::v1::rollout_policy;
+use fleetd_proto::v1::update_strategy::Type as Strategy;
 
 use super::coordinator::DeploymentCoordinator;
 use super::release::Release;
@@ -42,8 +43,11 @@ impl Joiners {
 impl DeploymentCoordinator {
     pub(super) fn look_for_joiners(&mut self, context: &mut Context<Self>) {
         let is_due = self.joiners.looked_at.get_or_insert_with(Instant::now).elapsed() >= LOOK_EVERY;
+        // A canary alone takes nobody: who joins it would be updated without having been watched for.
+        let is_canary_alone = self.rollout.policy().strategy != Strategy::Rolling && self.rollout.waves().len() < 2;
         if self.joiners.is_looking
             || !is_due
+            || is_canary_alone
             || !matches!(self.rollout.head().state, DeploymentState::Running | DeploymentState::Paused)
         {
             return;

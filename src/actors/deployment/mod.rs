@@ -307,7 +307,8 @@ impl Deployments {
         if !progress.update_id.is_empty() && progress.update_id != handle.release.update.id {
             return Ok(Some("OTHER_UPDATE"));
         }
-        let mut message = progress.message;
+        // People read it on terminals.
+        let mut message = progress.message.replace(|character: char| character.is_control(), " ");
         truncate(&mut message, MAX_MESSAGE_BYTES);
         let progress_percent =
             if progress.progress_percent.is_finite() { progress.progress_percent.clamp(0.0, 100.0) } else { 0.0 };

@@ -49,5 +49,6 @@ impl DeploymentCoordinator {
             entry.assignment.set_offer(&self.handle, None);
         }
         self.rollout.open_offers().iter().for_each(|offer| self.offer(offer));
+        self.rollout.active_places().into_iter().for_each(|place| self.note_work(place));
     }
 }

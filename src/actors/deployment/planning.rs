@@ -69,7 +69,12 @@ impl Deployments {
                 ApiError::not_found(format!("device {id} is not registered; RegisterDevice makes it known"))
             })?);
         }
-        let request = SurveyRequest::of(&policy, filter, entries, now, |entry| entry.assignment.is_claimed())
+        let supersede = policy.supersede;
+        let is_taken = move |entry: &DeviceEntry| match supersede {
+            true => entry.assignment.is_working(),
+            false => entry.assignment.is_claimed(),
+        };
+        let request = SurveyRequest::of(&policy, filter, entries, now, is_taken)
             .map_err(|error| unreadable("config.waves", error))?;
         let (wanted, version, artifacts) = (policy.clone(), update.version.clone(), update.artifacts.clone());
         // On the thread of the query: a million devices take a while.

@@ -7,7 +7,7 @@ use fleetd_proto::v1::{DeploymentConfig, UpdateStrategy};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 
-use super::coordinator::DeploymentCoordinator;
+use super::coordinator::{DeploymentCoordinator, Failure};
 use super::handle::Handle;
 use super::joiners::Joiners;
 use super::planning::{Planned, Wish};
@@ -51,8 +51,8 @@ impl Deployments {
             let planned = self.planned(update_id, &wish).await?;
             planned.check(&wish)?;
             let handle = Handle::new(Arc::clone(&planned.release));
-            if planned.policy.supersede {
-                self.take_over(&planned).await?;
+            if planned.policy.supersede && !self.take_over(&planned).await? {
+                continue;
             }
             let planned = Arc::new(planned);
             let claim = {
@@ -130,8 +130,9 @@ impl Deployments {
         handle.set_address(address);
     }
 
-    /// Frees devices of other deployments, whose coordinators know of it first.
-    async fn take_over(&self, planned: &Planned) -> Result<(), ApiError> {
+    /// Frees devices of other deployments, whose coordinators know of it first. False when one of them began to work
+    /// meanwhile, and is not given up.
+    async fn take_over(&self, planned: &Planned) -> Result<bool, ApiError> {
         let taken =
             planned.targets().filter_map(|(_, entry)| Some((Arc::clone(entry), entry.assignment.deployment()?)));
         let taken: Vec<_> = taken.collect();
@@ -139,14 +140,16 @@ impl Deployments {
         let told = stream::iter(taken).map(move |(entry, (other, place))| {
             let this = this.clone();
             async move {
-                let told = this.tell(&other, Event::Superseded { place }, None).await;
-                told.map_err(|failure| failed(failure, other.id()))?;
-                entry.assignment.release(&other);
-                Ok::<_, ApiError>(())
+                match this.tell(&other, Event::Superseded { place }, None).await {
+                    Ok(()) => entry.assignment.release(&other),
+                    Err(Failure::Refused(_)) => return Ok(false),
+                    Err(failure) => return Err(failed(failure, other.id())),
+                }
+                Ok::<_, ApiError>(true)
             }
         });
         // Many at once, since all that wait for one save are saved together.
-        told.buffer_unordered(TAKEN_AT_ONCE).try_collect().await
+        told.buffer_unordered(TAKEN_AT_ONCE).try_fold(true, |all, one| async move { Ok(all && one) }).await
     }
 
     /// Every deployment that is not over goes on, the newest first: of two that want a device (one of them taken up
@@ -317,7 +320,9 @@ fn prepare(planned: &Planned, now: Now) -> (Rollout, Vec<Seat>, Vec<DeploymentDe
     let Planned { policy, survey, .. } = planned;
     let places: Vec<_> = planned.places().collect();
     let devices = places.iter().map(|(_, device)| *device).collect();
-    let rollout = Rollout::new(policy.clone(), planned.waves(), devices, now);
+    let mut rollout = Rollout::new(policy.clone(), planned.waves(), devices, now);
+    // So that it runs, or waits for what it says, when it is first seen. What follows is collected with the first look.
+    let _ = rollout.apply(Event::Tick, now);
     let mut seats = Vec::with_capacity(places.len());
     let mut rows = Vec::with_capacity(places.len());
     for (place, (target, _)) in places.into_iter().enumerate() {

@@ -288,14 +288,21 @@ fn removed_and_superseded_devices_free_their_slot() {
     run.offer();
     run.say(1, Said::Installing).unwrap();
     run.take(Event::Removed { place: 0 });
-    run.take(Event::Superseded { place: 1 });
+    let before = run.states();
+    let refused = run.apply(Event::Superseded { place: 1 });
+    assert!(matches!(&refused, Err(Refusal::Order(why)) if why.contains("INSTALLING")), "{refused:?}");
+    assert_eq!(run.states(), before, "one that works on the update ends that first");
     run.take(Event::Superseded { place: 2 });
-    assert_eq!(run.states()[..3], [D::Removed, D::Superseded, D::Succeeded]);
-    assert!(run.revoked().contains(&(0, 1)));
-    assert_eq!(code(run.say(1, Said::Succeeded)), "OFFER_REVOKED");
+    run.take(Event::Superseded { place: 3 });
+    assert_eq!(run.states()[..4], [D::Removed, D::Installing, D::Succeeded, D::Superseded]);
+    assert!(run.revoked().contains(&(0, 1)) && run.revoked().contains(&(3, 1)));
+    assert_eq!(code(run.say(3, Said::Accepted)), "OFFER_REVOKED");
     run.stand(2, online(Runs::Other));
     assert_eq!(run.state(2), D::Succeeded, "what another deployment does to it is not its revert");
     assert_eq!(run.offer(), [4, 5]);
+    run.say(1, Said::Failed).unwrap();
+    run.take(Event::Superseded { place: 1 });
+    assert_eq!(run.state(1), D::Failed, "how it ended here stays");
 }
 
 #[test]
