@@ -111,7 +111,7 @@ impl Excluded {
 impl Plan {
     /// Makes the plan. `version` and `artifacts` are the update's.
     pub fn of(policy: &Policy, version: &str, artifacts: &[Artifact], targets: &impl Targets) -> Self {
-        let mut judge = Judge { policy, version, artifacts, targets, fits: MixedMap::default() };
+        let mut judge = Judge { version, artifacts, targets, fits: MixedMap::default() };
         let lots = sample::shuffled(targets, policy.seed, |target| judge.exclusion(target));
         let mut excluded = BTreeMap::<_, Vec<u32>>::new();
         for lot in &lots {
@@ -249,7 +249,6 @@ fn count(number: usize) -> i32 {
 
 /// Says of each target why it is left out.
 struct Judge<'a, T> {
-    policy: &'a Policy,
     version: &'a str,
     artifacts: &'a [Artifact],
     targets: &'a T,
