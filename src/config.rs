@@ -71,8 +71,8 @@ pub struct Settings {
     #[arg(long, env = "FLEETD_HEARTBEAT_INTERVAL_SECONDS", value_name = "SECONDS")]
     pub heartbeat_interval_seconds: Option<u32>,
 
-    /// Where devices find this server, for the URLs they download from: https://fleet.example.com [default: http:// and
-    /// the listen address]
+    /// Where devices find this server, such as `https://fleet.example.com`, for the URLs they download from
+    /// [default: `http://` and the listen address]
     #[arg(long, env = "FLEETD_PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<String>,
 

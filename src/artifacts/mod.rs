@@ -2,7 +2,7 @@
 //!
 //! An upload goes through [`BlobStore::begin`] into a temporary object, is hashed on the way, and becomes an object
 //! named by its SHA-256 only when it is whole and fits what was said about it ([`Upload::finish`]). What breaks off is
-//! removed at once, or at the next start when there was no time for it. [`BlobReader`] reads a range back, and [`feed`]
+//! removed at once, or at the next start when there was no time for it. [`BlobReader`] reads a range back, and `feed`
 //! carries it to a client at the client's pace. [`DownloadUrls`] signs the URLs that devices are given.
 //!
 //! What is known of a file beside its bytes is in the registry (`crate::store::BinaryStore`).

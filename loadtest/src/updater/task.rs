@@ -68,7 +68,7 @@ pub(super) struct Task {
     pub(super) fetches: bool,
 }
 
-/// A file that the device is to fetch; the outcome comes back with [`Updater::fetched`].
+/// A file that the device is to fetch; the outcome comes back with `Updater::fetched`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
     pub deployment_id: String,
