@@ -108,6 +108,9 @@ fn a_server_starts_and_stops_in_time_while_clickhouse_hangs() {
     rig.restart();
     engine.signal(libc::SIGCONT);
     rig.await_acknowledged(2_000, CATCH_UP);
+    // Only now are the tables made, and before that there is nothing to be asked.
+    let is_back = wait_until(CATCH_UP, || rig.server.metrics().get("fleetd_writer_batches_total") >= 1.0);
+    assert!(is_back, "no batches\n{}", rig.server.log());
     rig.end();
     rig.verify("after starts while clickhouse hung");
 }
