@@ -1,7 +1,8 @@
 //! The two clocks. Wall time is for people and for rows; every decision (limits, presence, deadlines) is made on
 //! the monotonic clock, which no administrator and no NTP step can move.
+use std::num::NonZeroU32;
 use std::sync::LazyLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -56,6 +57,41 @@ impl UnixMillis {
     }
 }
 
+/// A pause between two heartbeats in whole milliseconds: 1 to 2³² − 1, which is 49 days. Four bytes, also as an `Option`,
+/// where a `Duration` takes sixteen; there are two of them for each device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause(NonZeroU32);
+
+impl Pause {
+    pub const fn as_millis(self) -> u32 {
+        self.0.get()
+    }
+
+    /// `None` for 0.
+    pub const fn from_millis(millis: u32) -> Option<Self> {
+        // `Option::map` is not const.
+        match NonZeroU32::new(millis) {
+            Some(millis) => Some(Self(millis)),
+            None => None,
+        }
+    }
+}
+
+/// Rounds up to the next millisecond; what is too long becomes the longest.
+impl From<Duration> for Pause {
+    fn from(duration: Duration) -> Self {
+        let millis = duration.as_nanos().div_ceil(1_000_000);
+        let millis = u32::try_from(millis).unwrap_or(u32::MAX);
+        Self(NonZeroU32::new(millis).unwrap_or(NonZeroU32::MIN))
+    }
+}
+
+impl From<Pause> for Duration {
+    fn from(pause: Pause) -> Self {
+        Self::from_millis(pause.as_millis().into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +110,19 @@ mod tests {
         assert_eq!(UnixMillis::from_parts_clamped(1, 999_999).as_millis(), 1_000);
         assert_eq!(UnixMillis::from_parts_clamped(-1, 999_999_999).as_millis(), -1);
         assert_eq!(UnixMillis::from_parts_clamped(0, -1).as_millis(), -1);
+    }
+
+    #[test]
+    fn a_pause_is_never_nothing_and_never_shorter_than_what_it_was_made_of() {
+        for (duration, millis) in [
+            (Duration::ZERO, 1),
+            (Duration::from_nanos(1), 1),
+            (Duration::from_millis(30_000), 30_000),
+            (Duration::from_nanos(30_000_000_001), 30_001),
+            (Duration::MAX, u32::MAX),
+        ] {
+            assert_eq!(Pause::from(duration).as_millis(), millis, "{duration:?}");
+        }
+        assert_eq!(Pause::from_millis(0), None);
     }
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use fleetd_proto::v1::{device_status::State, HeartbeatRequest};
-use prost::Message as _;
 
 use super::directory::Shared;
 use super::entry::DeviceEntry;
@@ -100,15 +99,11 @@ impl Handler<Heartbeat> for DeviceActor {
                 live.version = Some(request.version.into());
             }
             if let Some(stats) = &request.stats {
-                live.stats.clear();
-                // A report is as long as the last one, mostly; growing by doubling would waste half of it.
-                live.stats.reserve_exact(stats.encoded_len());
-                // Writing to a Vec cannot run out of room.
-                let _ = stats.encode(&mut live.stats);
+                live.set_stats(stats);
             }
             live.heartbeats += 1;
             let next = pace::next_heartbeat(live.interval(self.shared.heartbeat_interval), stretch, hash);
-            live.told = Some(next);
+            live.told = Some(next.into());
             next
         });
         self.shared.events.tell_heartbeat(&self.entry, received_at);

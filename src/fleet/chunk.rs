@@ -20,7 +20,7 @@ use super::described::Described;
 use super::description::Description;
 use super::stats::{finite, Gauges};
 use crate::actors::entry::{DeviceEntry, Live};
-use crate::clock::UnixMillis;
+use crate::clock::{Pause, UnixMillis};
 use crate::presence::{self, Facts, Moment, Past};
 
 pub struct Chunk {
@@ -34,25 +34,29 @@ impl Chunk {
     }
 }
 
+/// One value a row. Each column has a block of its own: their lengths are powers of two, so the allocator wastes nothing
+/// on them, where one block for all of them would be rounded up by an eighth.
+type Column<T> = Box<[T; ROWS]>;
+
 /// Columns that heartbeats write. Numbers are kept as their bits, `NAN` is one that was not reported.
 pub struct Hot {
     /// Wall clock in milliseconds; [`NEVER`] for a device that was never seen.
-    last_seen: [AtomicI64; ROWS],
+    last_seen: Column<AtomicI64>,
     /// On the clock of [`Moment`], what presence is judged by.
-    last_seen_at: [AtomicU64; ROWS],
-    flags: [AtomicU8; ROWS],
+    last_seen_at: Column<AtomicU64>,
+    flags: Column<AtomicU8>,
     /// How long the device was told to wait, in milliseconds; 0 as the server's configuration says.
-    expected_millis: [AtomicU32; ROWS],
+    expected_millis: Column<AtomicU32>,
     /// The presence that was told last, as the number of its state.
-    announced: [AtomicU8; ROWS],
-    cpu_percent: [AtomicU64; ROWS],
-    memory_percent: [AtomicU64; ROWS],
-    disk_percent: [AtomicU64; ROWS],
+    announced: Column<AtomicU8>,
+    cpu_percent: Column<AtomicU64>,
+    memory_percent: Column<AtomicU64>,
+    disk_percent: Column<AtomicU64>,
     /// 0 is not reported.
-    uptime_seconds: [AtomicU64; ROWS],
+    uptime_seconds: Column<AtomicU64>,
     /// From the device's `SystemInfo`, for reports that leave the totals out; 0 is not known.
-    memory_mb: [AtomicU64; ROWS],
-    disk_gb: [AtomicU64; ROWS],
+    memory_mb: Column<AtomicU64>,
+    disk_gb: Column<AtomicU64>,
 }
 
 const NEVER: i64 = i64::MIN;
@@ -68,17 +72,17 @@ const WAS_OFFLINE: u8 = 8;
 impl Hot {
     fn new() -> Self {
         Self {
-            last_seen: [const { AtomicI64::new(NEVER) }; ROWS],
-            last_seen_at: [const { AtomicU64::new(0) }; ROWS],
-            flags: [const { AtomicU8::new(0) }; ROWS],
-            expected_millis: [const { AtomicU32::new(0) }; ROWS],
-            announced: [const { AtomicU8::new(0) }; ROWS],
-            cpu_percent: [const { AtomicU64::new(0) }; ROWS],
-            memory_percent: [const { AtomicU64::new(0) }; ROWS],
-            disk_percent: [const { AtomicU64::new(0) }; ROWS],
-            uptime_seconds: [const { AtomicU64::new(0) }; ROWS],
-            memory_mb: [const { AtomicU64::new(0) }; ROWS],
-            disk_gb: [const { AtomicU64::new(0) }; ROWS],
+            last_seen: column(|| AtomicI64::new(NEVER)),
+            last_seen_at: column(AtomicU64::default),
+            flags: column(AtomicU8::default),
+            expected_millis: column(AtomicU32::default),
+            announced: column(AtomicU8::default),
+            cpu_percent: column(AtomicU64::default),
+            memory_percent: column(AtomicU64::default),
+            disk_percent: column(AtomicU64::default),
+            uptime_seconds: column(AtomicU64::default),
+            memory_mb: column(AtomicU64::default),
+            disk_gb: column(AtomicU64::default),
         }
     }
 
@@ -107,8 +111,8 @@ impl Hot {
             self.last_seen[row].store(at.as_millis(), Ordering::Relaxed);
         }
         let facts = live.facts();
-        let expected = facts.expected.map_or(0, |expected| expected.as_millis());
-        self.expected_millis[row].store(u32::try_from(expected).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let expected = facts.expected.map_or(0, |expected| Pause::from(expected).as_millis());
+        self.expected_millis[row].store(expected, Ordering::Relaxed);
         let is_seen = if facts.last_seen_at.is_some() { IS_SEEN } else { 0 };
         let maintenance = if facts.is_in_maintenance { IS_IN_MAINTENANCE } else { 0 };
         let past = match facts.past {
@@ -128,7 +132,7 @@ impl Hot {
     pub fn state(&self, row: usize, moment: &Moment) -> State {
         let flags = self.flags[row].load(Ordering::Relaxed);
         let has = |flag| flags & flag != 0;
-        let expected = self.expected_millis[row].load(Ordering::Relaxed);
+        let expected = Pause::from_millis(self.expected_millis[row].load(Ordering::Relaxed));
         let facts = Facts {
             is_in_maintenance: has(IS_IN_MAINTENANCE),
             last_seen_at: has(IS_SEEN).then(|| self.last_seen_at[row].load(Ordering::Relaxed)),
@@ -137,7 +141,7 @@ impl Hot {
                 (_, true) => Past::Seen,
                 _ => Past::NeverSeen,
             },
-            expected: (expected > 0).then(|| Duration::from_millis(expected.into())),
+            expected: expected.map(Duration::from),
         };
         presence::presence(&facts, moment)
     }
@@ -175,6 +179,14 @@ impl Hot {
     pub fn disk_gb(&self, row: usize) -> f64 {
         none_if_zero(get(&self.disk_gb[row]))
     }
+}
+
+/// A new column, made on the heap at once: it need not fit into a thread's stack.
+fn column<T>(value: impl FnMut() -> T) -> Column<T> {
+    let mut values = Vec::with_capacity(ROWS);
+    values.resize_with(ROWS, value);
+    let values: Box<[T]> = values.into();
+    values.try_into().unwrap_or_else(|_| unreachable!("it was made with as many rows"))
 }
 
 fn put(column: &AtomicU64, number: f64) {

@@ -138,7 +138,7 @@ impl DeviceService {
 /// `None` for a device that has sent no heartbeat since the server started.
 pub(super) fn metrics_of(system: &SystemInfo, live: &Live) -> Option<DeviceMetrics> {
     let last_seen = live.last_seen?;
-    let stats = SystemStats::decode(live.stats.as_slice()).unwrap_or_default();
+    let stats = SystemStats::decode(&live.stats[..]).unwrap_or_default();
     // The sizes that the device registered with stand in for those that it does not report, as in lists.
     let (memory_percent, disk_percent) = fleet::percentages(&stats, system.memory_mb as f64, system.disk_gb);
     Some(DeviceMetrics {

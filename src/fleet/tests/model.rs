@@ -45,7 +45,7 @@ impl Report {
             live.version = Some(version.as_str().into());
         }
         if let Some(stats) = &self.stats {
-            live.stats = stats.encode_to_vec();
+            live.set_stats(stats);
         }
     }
 }
