@@ -20,6 +20,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
+use crate::analytics::AnalystPool;
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
@@ -28,6 +29,7 @@ use crate::engine::{EngineError, EngineOptions, EngineProcess};
 use crate::events::Events;
 use crate::fleet::{Description, FleetQueries};
 use crate::http::access::Access;
+use crate::http::analytics_service::AnalyticsService;
 use crate::http::binary_service::{BinariesError, BinaryService};
 use crate::http::command_service::CommandCounters;
 use crate::http::device_service::DeviceService;
@@ -43,6 +45,7 @@ use crate::presence::Past;
 use crate::store::{sqlite, DeviceRow, Store, StoreError};
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use crate::telemetry::journal::{self, Journal, JournalOptions};
+use crate::telemetry::rollup::Coverage;
 use crate::telemetry::schema::{self, Retention, SchemaError};
 use crate::telemetry::writer::{self, WriterHandle, WriterOptions};
 
@@ -217,6 +220,7 @@ impl Server {
         let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
         let writer = writer::start(journal.clone(), clickhouse.clone(), options)?;
 
+        let coverage = Coverage::default();
         let events = Events::new(journal.clone());
         let directory = DeviceDirectory::new(journal.clone(), events.clone(), config.heartbeat_interval);
         let registered = load_registry(&store, &directory)?;
@@ -238,7 +242,8 @@ impl Server {
         let public_url = config.public_url.unwrap_or_else(|| format!("http://{address}"));
         let urls = DownloadUrls::load_or_create(&*store, &public_url).await?;
         let binaries =
-            BinaryService::start(access.clone(), store.clone(), blobs, urls.clone(), is_stopping.clone()).await?;
+            BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
+                .await?;
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
@@ -258,7 +263,7 @@ impl Server {
             events: events.clone(),
             journal: journal.clone(),
             clickhouse: clickhouse.clone(),
-            urls,
+            urls: urls.clone(),
         })
         .await?;
         let updates = UpdateService {
@@ -267,6 +272,17 @@ impl Server {
             tokens: tokens.clone(),
             deployments: deployments.clone(),
             allow_http_artifacts: config.allow_http_artifacts,
+        };
+        let analytics = AnalyticsService {
+            access: Arc::clone(&access),
+            store: store.clone(),
+            directory: directory.clone(),
+            queries: queries.clone(),
+            pool: AnalystPool::new(clickhouse),
+            blobs,
+            urls,
+            coverage,
+            writer: writer.clone(),
         };
         let devices = DeviceService {
             access,
@@ -281,7 +297,7 @@ impl Server {
             stopping: is_stopping.clone(),
         };
         let (companions, health) = rpc::companions();
-        let rpc = FleetRpc::new(Arc::new(devices), Arc::new(updates), Arc::new(binaries));
+        let rpc = FleetRpc::new(Arc::new(devices), Arc::new(updates), Arc::new(binaries), Arc::new(analytics));
         let gateway = Gateway::new(rpc, companions, Arc::new(operations));
         let front = front::serve(listener, config.workers, gateway, is_stopping)
             .map_err(|source| AppError::Listen { address, source })?;

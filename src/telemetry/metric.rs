@@ -52,11 +52,19 @@ const fn share(name: &'static str, value: &'static str, total: Total) -> Known {
     Known { name, nature: Nature::Gauge, value, share_of: Some(total) }
 }
 
-/// Per cent of the reported total, or of the known one where none was reported, as `crate::fleet` computes them.
-const MEMORY_SHARE: &str = "if(memory_total_mb > 0 OR known_total > 0, \
-     100 * memory_used_mb / if(memory_total_mb > 0, toFloat64(memory_total_mb), known_total), NULL)";
-const DISK_SHARE: &str = "if(disk_total_gb > 0 OR known_total > 0, \
-     100 * disk_used_gb / if(disk_total_gb > 0, disk_total_gb, known_total), NULL)";
+/// Per cent of the total, which the row has from the report or, where that leaves it out, from the registry.
+const MEMORY_SHARE: &str = "if(memory_total_mb > 0, 100 * memory_used_mb / memory_total_mb, NULL)";
+const DISK_SHARE: &str = "if(disk_total_gb > 0, 100 * disk_used_gb / disk_total_gb, NULL)";
+
+/// Heartbeats that count: a clock that runs ahead by up to a day, a report that was held back for up to 31. The others
+/// were dated by a clock that was not set, and would be anywhere between 1900 and 2299. Bounds the partitions that a
+/// span of time can be in.
+pub const PLAUSIBLE: &str = "timestamp >= received_at - INTERVAL 31 DAY AND timestamp <= received_at + INTERVAL 1 DAY";
+
+/// `value` as sketches take it: DDSketch's buckets are as many as the decades between the least and the greatest
+/// magnitude, and ClickHouse refuses too many. What is nearer to 0 than 1e-9 counts as 0, what is further than 1e15 as
+/// that.
+pub const SKETCHED: &str = "if(abs(value) < 1e-9, 0., sign(value) * least(abs(value), 1e15))";
 
 /// A heartbeat without a status leaves all of these 0.
 const RESTARTS: &str = "if(state != 'UNKNOWN' OR uptime_seconds > 0, restart_count, NULL)";

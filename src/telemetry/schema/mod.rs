@@ -9,8 +9,10 @@ use super::clickhouse::{ClickHouse, ClickHouseError};
 use super::row::Table;
 
 /// All migrations, oldest first. Never edit one that was released: add another.
-pub const MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, name: "telemetry", sql: include_str!("0001_telemetry.sql") }];
+pub const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, name: "telemetry", sql: include_str!("0001_telemetry.sql") },
+    Migration { version: 2, name: "analytics", sql: include_str!("0002_analytics.sql") },
+];
 
 /// Holds what was applied. The token of each insert makes a version that two servers apply at once one row.
 const BOOKKEEPING: &str = "CREATE TABLE IF NOT EXISTS schema_migrations \

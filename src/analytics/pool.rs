@@ -1,0 +1,128 @@
+//! The bounds of questions to ClickHouse: how many at once, how long, over how many rows, in how much memory.
+use std::sync::Arc;
+use std::time::Duration;
+
+use clickhouse::query::Query;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::telemetry::clickhouse::{ClickHouse, ClickHouseError};
+
+/// Questions at once. Each has one thread of ClickHouse's ([`SETTINGS`]), and ingest must keep a core.
+const MAX_RUNNING: usize = 2;
+
+/// How long a question waits for its turn. Who waited longer has given up or tries again.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// When to try again after [`PoolError::Busy`].
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// What one question may cost.
+///
+/// 2 billion rows are a million devices for half a day, or ten thousand for two months; one thread reads some
+/// 50 million a second of a column. 1 GB holds the groups and sketches of any answer that fits the contract.
+const SETTINGS: [(&str, &str); 6] = [
+    ("max_execution_time", "30"),
+    ("max_rows_to_read", "2000000000"),
+    ("max_memory_usage", "1000000000"),
+    ("max_result_rows", "1000000"),
+    ("max_threads", "1"),
+    // Reads and temporary tables alone.
+    ("readonly", "2"),
+];
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    #[error(
+        "{MAX_RUNNING} questions to the telemetry are running and others were waiting for {} s; try again in a moment",
+        MAX_WAIT.as_secs()
+    )]
+    Busy,
+    #[error("{0}")]
+    TooCostly(&'static str),
+    #[error("clickhouse did not answer")]
+    ClickHouse(#[source] ClickHouseError),
+}
+
+impl From<PoolError> for ApiError {
+    fn from(error: PoolError) -> Self {
+        let message = error.to_string();
+        match error {
+            PoolError::Busy => Self::unavailable(message, RETRY_AFTER),
+            PoolError::TooCostly(_) => Self::new(ErrorCode::ResourceExhausted, message),
+            PoolError::ClickHouse(source) if source.code.is_none() => {
+                Self::unavailable("the telemetry store does not answer; try again in a moment", RETRY_AFTER)
+                    .with_source(source)
+            }
+            PoolError::ClickHouse(source) => {
+                Self::internal("the telemetry store refused the question; report it with the server's log")
+                    .with_source(source)
+            }
+        }
+    }
+}
+
+/// Codes of ClickHouse's `ErrorCodes.cpp` that say a limit was reached, and what to do about it.
+const LIMITS: [(u32, &str); 5] = [
+    (
+        158,
+        "the question would read more than 2 billion rows; ask for a shorter time, fewer devices or a longer interval",
+    ),
+    (159, "the question took longer than 30 s; ask for a shorter time, fewer devices or a longer interval"),
+    (160, "the question would take longer than 30 s; ask for a shorter time, fewer devices or a longer interval"),
+    (241, "the question needs more than 1 GB of memory; ask for a shorter time, fewer devices or fewer groups"),
+    (396, "the answer has more than a million rows; ask for a shorter time, fewer groups or a longer interval"),
+];
+
+/// Runs questions. Cheap to clone.
+#[derive(Clone)]
+pub struct AnalystPool {
+    clickhouse: ClickHouse,
+    turns: Arc<Semaphore>,
+}
+
+impl AnalystPool {
+    pub fn new(clickhouse: ClickHouse) -> Self {
+        Self { clickhouse, turns: Arc::new(Semaphore::new(MAX_RUNNING)) }
+    }
+
+    /// For what is not a question: the caller answers for its cost.
+    pub fn clickhouse(&self) -> &ClickHouse {
+        &self.clickhouse
+    }
+
+    /// Waits for a turn, which lasts until the permit is dropped.
+    ///
+    /// # Errors
+    /// [`PoolError::Busy`] when none comes in time.
+    pub async fn turn(&self) -> Result<OwnedSemaphorePermit, PoolError> {
+        match tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // Nobody closes it, so only the time can have run out.
+            Ok(Err(_)) | Err(_) => Err(PoolError::Busy),
+        }
+    }
+
+    /// A question with the pool's limits; bind its values with [`Query::param`], run it with [`Self::rows`].
+    pub fn query(&self, sql: &str) -> Query {
+        SETTINGS.iter().fold(self.clickhouse.query(sql), |query, (name, value)| query.with_setting(*name, *value))
+    }
+
+    /// Waits for a turn, runs a question and collects its rows.
+    pub async fn rows<T>(&self, operation: &'static str, query: Query) -> Result<Vec<T>, PoolError>
+    where
+        T: clickhouse::RowOwned + clickhouse::RowRead,
+    {
+        let _turn = self.turn().await?;
+        self.clickhouse.rows(operation, query).await.map_err(PoolError::of)
+    }
+}
+
+impl PoolError {
+    /// Tells a limit that was reached from any other failure.
+    pub fn of(error: ClickHouseError) -> Self {
+        let limit = error.code.and_then(|code| LIMITS.iter().find(|(limit, _)| i64::from(*limit) == i64::from(code)));
+        limit.map_or(Self::ClickHouse(error), |(_, message)| Self::TooCostly(message))
+    }
+}
