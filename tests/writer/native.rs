@@ -1,6 +1,6 @@
 //! Blocks of columns hold what the rows hold: the same rows, sent as RowBinary and as a block, compare equal.
 use fleetd::telemetry::row::{
-    encode_heartbeat, native, DeploymentEvent, DeviceEvent, KnownDevice, Sections, Table, UnixMillis,
+    encode_heartbeat, native, DeploymentEvent, DeviceEvent, KnownDevice, Sections, ServerMetric, Table, UnixMillis,
 };
 use fleetd_proto::v1::{DeviceStatus, HeartbeatRequest, ProcessInfo, SystemStats};
 
@@ -82,6 +82,8 @@ fn records(seed: u64) -> Vec<Vec<u8>> {
             detail: &detail,
         }
         .encode(&mut record);
+        let value = random.below(1 << 40) as f64 / 7.0;
+        ServerMetric { received_at: at, name: &detail, timestamp: at, value }.encode(&mut record);
         record
     };
     (0..200).map(|_| record(random)).collect()

@@ -149,6 +149,9 @@ pub(super) const DEVICE_EVENTS: &[Column] = &[
     text("detail"),
 ];
 
+pub(super) const SERVER_METRICS: &[Column] =
+    &[JOURNAL_ID, SEQ, ROW_INDEX, time("received_at"), text("name"), time("timestamp"), fixed("value", "Float64", 8)];
+
 pub(super) const DEPLOYMENT_EVENTS: &[Column] = &[
     JOURNAL_ID,
     SEQ,

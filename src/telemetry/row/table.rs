@@ -11,10 +11,12 @@ pub enum Table {
     Processes = 2,
     DeviceEvents = 3,
     DeploymentEvents = 4,
+    ServerMetrics = 5,
 }
 
 impl Table {
-    pub const ALL: [Self; 4] = [Self::Heartbeats, Self::Processes, Self::DeviceEvents, Self::DeploymentEvents];
+    pub const ALL: [Self; 5] =
+        [Self::Heartbeats, Self::Processes, Self::DeviceEvents, Self::DeploymentEvents, Self::ServerMetrics];
 
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|table| *table as u8 == number)
@@ -26,6 +28,7 @@ impl Table {
             Self::Processes => "processes",
             Self::DeviceEvents => "device_events",
             Self::DeploymentEvents => "deployment_events",
+            Self::ServerMetrics => "server_metrics",
         }
     }
 
@@ -44,6 +47,7 @@ impl Table {
             Self::Processes => column::PROCESSES,
             Self::DeviceEvents => column::DEVICE_EVENTS,
             Self::DeploymentEvents => column::DEPLOYMENT_EVENTS,
+            Self::ServerMetrics => column::SERVER_METRICS,
         }
     }
 
@@ -52,7 +56,7 @@ impl Table {
         match self {
             // device_type
             Self::Heartbeats => 1,
-            Self::Processes | Self::DeviceEvents | Self::DeploymentEvents => 0,
+            Self::Processes | Self::DeviceEvents | Self::DeploymentEvents | Self::ServerMetrics => 0,
         }
     }
 
