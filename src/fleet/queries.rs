@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::members::Members;
 use super::scan::{Page, Selection};
 use super::targets::{Survey, SurveyRequest};
-use super::FleetIndex;
+use super::{FleetIndex, OnlineNow};
 use crate::error::{ApiError, ErrorCode};
 use crate::presence::Moment;
 use crate::query::{Field, Filter, OrderBy, SortValue};
@@ -171,6 +171,22 @@ impl FleetQueries {
         then: impl FnOnce(Survey) -> T + Send + 'static,
     ) -> Result<T, QueryFailure> {
         self.run(move |index, run| Ok(then(index.survey(&request, run)?))).await
+    }
+
+    /// The devices that are ONLINE by what was told of them.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn online_now(&self) -> Result<OnlineNow, QueryFailure> {
+        self.run(FleetIndex::online_now).await
+    }
+
+    /// What `work` gives, which takes long enough to hold up heartbeats where it was asked for.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, QueryFailure> {
+        self.run(move |_, _| Ok(work())).await
     }
 
     pub fn stats(&self) -> QueryStats {
