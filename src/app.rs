@@ -20,7 +20,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
-use crate::analytics::AnalystPool;
+use crate::analytics::{AnalystPool, OnlineCounts};
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
@@ -273,12 +273,14 @@ impl Server {
             deployments: deployments.clone(),
             allow_http_artifacts: config.allow_http_artifacts,
         };
+        let pool = AnalystPool::new(clickhouse);
         let analytics = AnalyticsService {
             access: Arc::clone(&access),
             store: store.clone(),
             directory: directory.clone(),
             queries: queries.clone(),
-            pool: AnalystPool::new(clickhouse),
+            online: OnlineCounts::new(pool.clone(), queries.clone(), directory.clone(), writer.clone()),
+            pool,
             blobs,
             urls,
             coverage,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::access::Access;
 use crate::actors::directory::DeviceDirectory;
-use crate::analytics::AnalystPool;
+use crate::analytics::{AnalystPool, OnlineCounts};
 use crate::artifacts::{BlobStore, DownloadUrls};
 use crate::fleet::FleetQueries;
 use crate::store::Store;
@@ -26,4 +26,5 @@ pub struct AnalyticsService {
     pub urls: DownloadUrls,
     pub coverage: Coverage,
     pub writer: WriterHandle,
+    pub online: OnlineCounts,
 }
