@@ -67,14 +67,15 @@ pub async fn measure(
     from: UnixMillis,
     to: UnixMillis,
 ) -> Result<GateResult, ClickHouseError> {
-    let (Ok(metric), Some(aggregation)) = (Metric::named(&gate.metric), Aggregation::named(&gate.aggregation)) else {
+    let aggregated = Aggregation::named(&gate.aggregation).and_then(Aggregation::sql);
+    let (Ok(metric), Some(aggregated)) = (Metric::named(&gate.metric), aggregated) else {
         // No policy has such a gate. Without evidence it must not pass.
         tracing::error!(metric = gate.metric, aggregation = gate.aggregation, "a gate that cannot be measured");
         return Ok(judge(gate, Reading::default(), Reading::default(), to));
     };
-    let value = read(clickhouse, &metric, aggregation, updated, from, to).await?;
+    let value = read(clickhouse, &metric, aggregated, updated, from, to).await?;
     let control = match gate.max_increase_percentage {
-        Some(_) => read(clickhouse, &metric, aggregation, control, from, to).await?,
+        Some(_) => read(clickhouse, &metric, aggregated, control, from, to).await?,
         None => Reading::default(),
     };
     Ok(judge(gate, value, control, to))
@@ -122,7 +123,7 @@ struct Measured {
 async fn read(
     clickhouse: &ClickHouse,
     metric: &Metric,
-    aggregation: Aggregation,
+    aggregated: &'static str,
     devices: &[Sampled],
     from: UnixMillis,
     to: UnixMillis,
@@ -133,7 +134,7 @@ async fn read(
     }
     let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
     let mut query = clickhouse
-        .query(&sql(metric, aggregation))
+        .query(&sql(metric, aggregated))
         .with_setting("max_execution_time", MAX_SECONDS)
         .param("ids", ids)
         .param("from", from.as_millis())
@@ -154,7 +155,7 @@ async fn read(
 }
 
 /// Constants of this crate only; see [`Metric::value`].
-fn sql(metric: &Metric, aggregation: Aggregation) -> String {
+fn sql(metric: &Metric, aggregated: &'static str) -> String {
     let totals = match metric.total() {
         Some(_) => "WITH transform(device_id, {ids:Array(String)}, {totals:Array(Float64)}, 0.) AS known_total ",
         None => "",
@@ -176,7 +177,6 @@ fn sql(metric: &Metric, aggregation: Aggregation) -> String {
         Nature::Gauge => format!("SELECT device_id, reading AS value FROM ({present})"),
         Nature::Counter => increases(&present),
     };
-    let aggregated = aggregation.sql();
     format!(
         "SELECT if(devices = 0, NULL, CAST({aggregated} AS Nullable(Float64))) AS value, \
          uniqExact(device_id) AS devices FROM ({values})"
