@@ -274,6 +274,7 @@ impl Server {
             allow_http_artifacts: config.allow_http_artifacts,
         };
         let pool = AnalystPool::new(clickhouse);
+        let health_rules = Arc::new(config.health);
         let analytics = AnalyticsService {
             access: Arc::clone(&access),
             store: store.clone(),
@@ -281,6 +282,7 @@ impl Server {
             queries: queries.clone(),
             online: OnlineCounts::new(pool.clone(), queries.clone(), directory.clone(), writer.clone()),
             pool,
+            health: Arc::clone(&health_rules),
             blobs,
             urls,
             coverage,
@@ -297,6 +299,7 @@ impl Server {
             queries,
             events,
             stopping: is_stopping.clone(),
+            health: Arc::clone(&health_rules),
         };
         let (companions, health) = rpc::companions();
         let rpc = FleetRpc::new(Arc::new(devices), Arc::new(updates), Arc::new(binaries), Arc::new(analytics));

@@ -390,7 +390,7 @@ mod tests {
         assert_eq!(times(all, 2), (21..=25).map(|second| second * SECOND).collect::<Vec<_>>());
         let some = Samples::of(span, UnixMillis::from_millis_clamped(12_500), 8_000);
         assert_eq!((times(some, 0), times(some, 1)), (vec![9_000, 10_000], vec![11_000, 12_000, 12_500]));
-        assert_eq!(times(some, 2), []);
+        assert!(times(some, 2).is_empty());
         let places: Vec<_> = all.of_interval(1).map(|(place, _)| place).collect();
         assert_eq!(places, (10..20).collect::<Vec<_>>());
         assert_eq!(

@@ -11,6 +11,7 @@ mod announced;
 mod attention;
 mod bitmap;
 mod changes;
+mod checkup;
 mod chunk;
 mod described;
 mod description;
@@ -36,6 +37,7 @@ use parking_lot::{Mutex, RwLock};
 
 pub use announced::OnlineNow;
 pub use changes::Change;
+pub use checkup::{CheckupRequest, Examined};
 pub use chunk::Row;
 pub use description::Description;
 pub use members::Members;

@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 use super::members::Members;
 use super::scan::{Page, Selection};
 use super::targets::{Survey, SurveyRequest};
-use super::{FleetIndex, OnlineNow};
+use super::{CheckupRequest, Examined, FleetIndex, OnlineNow};
 use crate::error::{ApiError, ErrorCode};
+use crate::health::HealthRules;
 use crate::presence::Moment;
 use crate::query::{Field, Filter, OrderBy, SortValue};
 
@@ -179,6 +180,29 @@ impl FleetQueries {
     /// See [`QueryFailure`].
     pub async fn online_now(&self) -> Result<OnlineNow, QueryFailure> {
         self.run(FleetIndex::online_now).await
+    }
+
+    /// Shows each device of `request` once to `see`, with the thresholds that `rules` have for it; what `see` makes of
+    /// them comes back. It fails where `see` does.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`], and those of `see`.
+    pub async fn checkup<T, E>(
+        &self,
+        request: CheckupRequest,
+        rules: Arc<HealthRules>,
+        mut made: T,
+        mut see: impl FnMut(&mut T, Examined<'_>) -> Result<(), E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<QueryFailure> + Send + 'static,
+    {
+        let examined = self.run(move |index, run| {
+            let seen = index.checkup(&request, &rules, run, &mut |device| see(&mut made, device));
+            Ok(seen.map(|()| made))
+        });
+        examined.await?
     }
 
     /// What `work` gives, which takes long enough to hold up heartbeats where it was asked for.

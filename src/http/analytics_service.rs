@@ -7,6 +7,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::analytics::{AnalystPool, OnlineCounts};
 use crate::artifacts::{BlobStore, DownloadUrls};
 use crate::fleet::FleetQueries;
+use crate::health::HealthRules;
 use crate::store::Store;
 use crate::telemetry::rollup::Coverage;
 use crate::telemetry::writer::WriterHandle;
@@ -27,4 +28,5 @@ pub struct AnalyticsService {
     pub coverage: Coverage,
     pub writer: WriterHandle,
     pub online: OnlineCounts,
+    pub health: Arc<HealthRules>,
 }
