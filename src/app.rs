@@ -244,6 +244,7 @@ impl Server {
         let binaries =
             BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
                 .await?;
+        let pool = AnalystPool::new(clickhouse.clone());
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
@@ -252,6 +253,7 @@ impl Server {
             commands: commands.clone(),
             events: events.clone(),
             queries: queries.clone(),
+            analysts: pool.clone(),
             transfers: binaries.counters.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
@@ -273,7 +275,6 @@ impl Server {
             deployments: deployments.clone(),
             allow_http_artifacts: config.allow_http_artifacts,
         };
-        let pool = AnalystPool::new(clickhouse);
         let health_rules = Arc::new(config.health);
         let analytics = AnalyticsService {
             access: Arc::clone(&access),
