@@ -20,7 +20,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
-use crate::analytics::AnalystPool;
+use crate::analytics::{AnalystPool, OnlineCounts};
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
@@ -263,6 +263,7 @@ impl Server {
         let binaries =
             BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
                 .await?;
+        let pool = AnalystPool::new(clickhouse.clone());
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
@@ -272,6 +273,7 @@ impl Server {
             commands: commands.clone(),
             events: events.clone(),
             queries: queries.clone(),
+            analysts: pool.clone(),
             transfers: binaries.counters.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
@@ -293,12 +295,15 @@ impl Server {
             deployments: deployments.clone(),
             allow_http_artifacts: config.allow_http_artifacts,
         };
+        let health_rules = Arc::new(config.health);
         let analytics = AnalyticsService {
             access: Arc::clone(&access),
             store: store.clone(),
             directory: directory.clone(),
             queries: queries.clone(),
-            pool: AnalystPool::new(clickhouse),
+            online: OnlineCounts::new(pool.clone(), queries.clone(), directory.clone(), writer.clone()),
+            pool,
+            health: Arc::clone(&health_rules),
             blobs,
             urls,
             coverage,
@@ -315,6 +320,7 @@ impl Server {
             queries,
             events,
             stopping: is_stopping.clone(),
+            health: Arc::clone(&health_rules),
         };
         let (companions, health) = rpc::companions();
         let rpc = FleetRpc::new(Arc::new(devices), Arc::new(updates), Arc::new(binaries), Arc::new(analytics));

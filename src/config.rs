@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::health::{HealthRules, HealthSettings, RulesError};
 use crate::telemetry::journal::SyncMode;
 
 /// What a user may set. `None` everywhere means "the default".
@@ -93,6 +94,11 @@ pub struct Settings {
     #[command(flatten)]
     #[serde(default)]
     pub rate_limit: RateLimitSettings,
+
+    /// The `[health]` table of the file: where a value becomes a fault (docs/analytics.md).
+    #[arg(skip)]
+    #[serde(default)]
+    pub health: HealthSettings,
 }
 
 /// The `[rate_limit]` table of the file. 0 means no limit.
@@ -147,6 +153,7 @@ pub struct Config {
     /// `s3://…`; `None`: a folder in the data directory.
     pub artifact_store: Option<String>,
     pub allow_http_artifacts: bool,
+    pub health: HealthRules,
     /// `FLEETD_ADMIN_KEY`: a secret, so neither a flag nor a key of the file.
     pub admin_key: Option<String>,
 }
@@ -172,6 +179,8 @@ pub enum ConfigError {
     Range { name: &'static str, value: String, expected: &'static str },
     #[error("{name} = {value:?} is not valid: give {expected}")]
     Url { name: &'static str, value: String, expected: &'static str },
+    #[error(transparent)]
+    Health(#[from] RulesError),
 }
 
 impl Settings {
@@ -209,6 +218,8 @@ impl Settings {
                 authenticated: self.rate_limit.authenticated.or(fallback.rate_limit.authenticated),
                 device: self.rate_limit.device.or(fallback.rate_limit.device),
             },
+            // There is neither a flag nor a variable for it.
+            health: fallback.health,
         }
     }
 
@@ -261,6 +272,7 @@ impl Settings {
             public_url,
             artifact_store,
             allow_http_artifacts: self.allow_http_artifacts.unwrap_or(false),
+            health: HealthRules::of(self.health)?,
             admin_key,
         })
     }

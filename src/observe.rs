@@ -6,6 +6,7 @@ use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
+use crate::analytics::AnalystPool;
 use crate::artifacts::TransferCounters;
 use crate::engine::EngineMonitor;
 use crate::events::Events;
@@ -31,6 +32,7 @@ pub struct Sources {
     pub commands: Arc<CommandCounters>,
     pub events: Events,
     pub queries: FleetQueries,
+    pub analysts: AnalystPool,
     pub transfers: Arc<TransferCounters>,
     pub engine: Option<EngineMonitor>,
 }
@@ -45,6 +47,7 @@ pub fn metrics(sources: Sources) -> Metrics {
         readings.extend(rollups(&sources.rollups.status()));
         readings.extend(store(&sources));
         readings.extend(queries(&sources));
+        readings.extend(analytics(&sources.analysts));
         readings.extend(transfers(&sources.transfers));
         if let Some(engine) = &sources.engine {
             readings.push(counter(
@@ -248,6 +251,22 @@ fn queries(sources: &Sources) -> Vec<Reading> {
         gauge(
             "fleet_query_time",
             "Time that queries worked, all together",
+            Some(Unit::Seconds),
+            stats.work_micros as f64 / 1e6,
+        ),
+    ]
+}
+
+fn analytics(analysts: &AnalystPool) -> Vec<Reading> {
+    let stats = analysts.stats();
+    vec![
+        counter("analytics_questions", "Questions to the telemetry that were answered", stats.answered),
+        counter("analytics_questions_refused", "Those refused because others were running", stats.refused),
+        counter("analytics_questions_stopped", "Those stopped because they cost too much", stats.stopped),
+        counter("analytics_questions_failed", "Those that ClickHouse did not answer", stats.failed),
+        gauge(
+            "analytics_question_time",
+            "Time that ClickHouse worked on questions, all together",
             Some(Unit::Seconds),
             stats.work_micros as f64 / 1e6,
         ),

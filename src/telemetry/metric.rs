@@ -63,10 +63,21 @@ const DISK_SHARE: &str = "if(disk_total_gb > 0, 100 * disk_used_gb / disk_total_
 /// span of time can be in.
 pub const PLAUSIBLE: &str = "timestamp >= received_at - INTERVAL 31 DAY AND timestamp <= received_at + INTERVAL 1 DAY";
 
+/// `value` as sketches take it; see [`SKETCHED`].
+macro_rules! sketched {
+    () => {
+        "if(abs(value) < 1e-9, 0., sign(value) * least(abs(value), 1e15))"
+    };
+}
+
 /// `value` as sketches take it: DDSketch's buckets are as many as the decades between the least and the greatest
 /// magnitude, and ClickHouse refuses too many. What is nearer to 0 than 1e-9 counts as 0, what is further than 1e15 as
 /// that.
-pub const SKETCHED: &str = "if(abs(value) < 1e-9, 0., sign(value) * least(abs(value), 1e15))";
+pub const SKETCHED: &str = sketched!();
+
+/// The parameters of `quantilesDD`, the one sketch of the rollups, of gates and of GetMetrics: its relative accuracy, then
+/// the quantiles that can be asked of it.
+pub const SKETCH: &str = "(0.01, 0.5, 0.9, 0.95, 0.99)";
 
 /// [`SKETCHED`] of another column than `value`.
 pub fn sketched(column: &str) -> String {
@@ -174,11 +185,29 @@ pub enum Aggregation {
     P90,
     P95,
     P99,
+    /// The one of the latest time.
+    Last,
+}
+
+macro_rules! quantile {
+    ($level:literal) => {
+        concat!("quantileDD(0.01, ", $level, ")(", sketched!(), ")")
+    };
 }
 
 impl Aggregation {
-    const ALL: [Self; 9] =
-        [Self::Avg, Self::Min, Self::Max, Self::Sum, Self::Count, Self::P50, Self::P90, Self::P95, Self::P99];
+    pub const ALL: [Self; 10] = [
+        Self::Avg,
+        Self::Min,
+        Self::Max,
+        Self::Sum,
+        Self::Count,
+        Self::P50,
+        Self::P90,
+        Self::P95,
+        Self::P99,
+        Self::Last,
+    ];
 
     /// By its name, in capitals or not; empty is [`Self::Avg`].
     pub fn named(name: &str) -> Option<Self> {
@@ -199,28 +228,42 @@ impl Aggregation {
             Self::P90 => "P90",
             Self::P95 => "P95",
             Self::P99 => "P99",
+            Self::Last => "LAST",
         }
     }
 
-    /// Over the column `value`. Quantiles are t-digests, whose memory does not grow with the rows; near the ends, where
-    /// gates look, they are nearly exact.
-    pub const fn sql(self) -> &'static str {
-        match self {
+    /// Over the column `value`; `None` where that is not enough to tell. A quantile is within 1 % of the value of that
+    /// rank, and is the same from rows and from rollups.
+    pub const fn sql(self) -> Option<&'static str> {
+        Some(match self {
             Self::Avg => "avg(value)",
             Self::Min => "min(value)",
             Self::Max => "max(value)",
             Self::Sum => "sum(value)",
             Self::Count => "count(value)",
-            Self::P50 => "quantileTDigest(0.5)(value)",
-            Self::P90 => "quantileTDigest(0.9)(value)",
-            Self::P95 => "quantileTDigest(0.95)(value)",
-            Self::P99 => "quantileTDigest(0.99)(value)",
+            Self::P50 => quantile!("0.5"),
+            Self::P90 => quantile!("0.9"),
+            Self::P95 => quantile!("0.95"),
+            Self::P99 => quantile!("0.99"),
+            Self::Last => return None,
+        })
+    }
+
+    /// The quantile that it is, and its place in [`SKETCH`], counted from 1.
+    pub const fn quantile(self) -> Option<(f64, &'static str)> {
+        match self {
+            Self::P50 => Some((0.5, "1")),
+            Self::P90 => Some((0.9, "2")),
+            Self::P95 => Some((0.95, "3")),
+            Self::P99 => Some((0.99, "4")),
+            Self::Avg | Self::Min | Self::Max | Self::Sum | Self::Count | Self::Last => None,
         }
     }
 
-    /// Whether it says the same of a small group as of a large one, so that groups can be compared.
-    pub const fn is_independent_of_size(self) -> bool {
-        !matches!(self, Self::Sum | Self::Count)
+    /// Whether groups can be compared by it: it says the same of a small group as of a large one, and is of all that the
+    /// group reported.
+    pub const fn is_comparable(self) -> bool {
+        !matches!(self, Self::Sum | Self::Count | Self::Last)
     }
 }
 
@@ -248,6 +291,17 @@ mod tests {
         assert_eq!(Aggregation::named(""), Some(Aggregation::Avg));
         assert_eq!(Aggregation::named("p95"), Some(Aggregation::P95));
         assert_eq!(Aggregation::named("P96"), None);
+    }
+
+    #[test]
+    fn a_quantile_is_the_same_of_values_and_of_sketches() {
+        let levels: Vec<&str> = SKETCH.trim_matches(['(', ')']).split(", ").collect();
+        for (aggregation, level) in Aggregation::ALL.iter().filter_map(|one| Some((one, one.quantile()?))) {
+            let place: usize = level.1.parse().expect("a number");
+            assert_eq!(levels[place].parse(), Ok(level.0), "{}", aggregation.name());
+            let sql = aggregation.sql().expect("over values");
+            assert_eq!(sql, format!("quantileDD({}, {})({SKETCHED})", levels[0], levels[place]));
+        }
     }
 
     #[test]

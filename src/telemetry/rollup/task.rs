@@ -294,10 +294,9 @@ impl Task {
     /// The range and whatever ranges of minutes begin or end in it: hours are merged from whole ones.
     async fn whole_minutes(&self, range: Range) -> Result<Range, RollupError> {
         let present = self.builder.ranges(Rollup::Minutes, range).await.map_err(of(Rollup::Minutes))?;
-        Ok(present.iter().fold(range, |whole, one| Range {
-            first: whole.first.min(one.first),
-            last: whole.last.max(one.last),
-        }))
+        Ok(present
+            .iter()
+            .fold(range, |whole, one| Range { first: whole.first.min(one.first), last: whole.last.max(one.last) }))
     }
 
     /// Compares all of a table that touches a range, as far as it was built.

@@ -2,10 +2,12 @@
 -- tables that are computed from heartbeats (`telemetry::rollup` fills them; no view does, see docs/decisions/0010).
 --
 -- timestamp_range: parts hold one day of receipt, and most devices report at once, so a question about a span of time
--- skips the parts of other days by it.
+-- skips the parts of other days by it. row_range: finds the few rows that no computed table has yet; of two columns, since
+-- the condition joins them by OR, which an index of one of them says nothing about.
 
 ALTER TABLE heartbeats ADD COLUMN IF NOT EXISTS device_type LowCardinality(String);
 ALTER TABLE heartbeats ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
+ALTER TABLE heartbeats ADD INDEX IF NOT EXISTS row_range (journal_id, seq) TYPE minmax GRANULARITY 1;
 ALTER TABLE processes ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
 ALTER TABLE device_events ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
 ALTER TABLE deployment_events ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
@@ -181,12 +183,13 @@ ENGINE = AggregatingMergeTree
 ORDER BY (journal_id, rollup)
 SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1;
 
--- Devices that a question is about, when they are too many for its text. Rows are of no use once it is answered.
+-- Devices that a question is about, when they are too many for its text, each with the number of its group in the
+-- answer. Rows are of no use once it is given.
 CREATE TABLE IF NOT EXISTS device_sets
 (
     set_id UUID,
     device_id String,
-    labels Array(String),
+    group_id UInt32,
     made_at DateTime('UTC') DEFAULT now()
 )
 ENGINE = MergeTree
