@@ -1,6 +1,7 @@
 //! The bounds of questions to ClickHouse: how many at once, how long, over how many rows, in how much memory.
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clickhouse::query::Query;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -75,16 +76,53 @@ const LIMITS: [(u32, &str); 5] = [
     (396, "the answer has more than a million rows; ask for a shorter time, fewer groups or a longer interval"),
 ];
 
+/// What questions have done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Answered.
+    pub answered: u64,
+    /// Turned away because others were running.
+    pub refused: u64,
+    /// Stopped because they cost too much.
+    pub stopped: u64,
+    /// ClickHouse did not answer, or refused.
+    pub failed: u64,
+    /// Microseconds that ClickHouse worked on questions, waiting for a turn not counted.
+    pub work_micros: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    answered: AtomicU64,
+    refused: AtomicU64,
+    stopped: AtomicU64,
+    failed: AtomicU64,
+    work_micros: AtomicU64,
+}
+
+impl Counters {
+    fn count<T>(&self, outcome: &Result<T, PoolError>) {
+        let counter = match outcome {
+            Ok(_) => &self.answered,
+            Err(PoolError::Busy) => &self.refused,
+            Err(PoolError::TooCostly(_)) => &self.stopped,
+            Err(PoolError::ClickHouse(_)) => &self.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Runs questions. Cheap to clone.
 #[derive(Clone)]
 pub struct AnalystPool {
     clickhouse: ClickHouse,
     turns: Arc<Semaphore>,
+    counters: Arc<Counters>,
 }
 
 impl AnalystPool {
     pub fn new(clickhouse: ClickHouse) -> Self {
-        Self { clickhouse, turns: Arc::new(Semaphore::new(MAX_RUNNING)) }
+        Self { clickhouse, turns: Arc::new(Semaphore::new(MAX_RUNNING)), counters: Arc::default() }
     }
 
     /// For what is not a question: the caller answers for its cost.
@@ -114,8 +152,28 @@ impl AnalystPool {
     where
         T: clickhouse::RowOwned + clickhouse::RowRead,
     {
-        let _turn = self.turn().await?;
-        self.clickhouse.rows(operation, query).await.map_err(PoolError::of)
+        let outcome = match self.turn().await {
+            Ok(_turn) => {
+                let begun = Instant::now();
+                let rows = self.clickhouse.rows(operation, query).await.map_err(PoolError::of);
+                self.counters.work_micros.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                rows
+            }
+            Err(busy) => Err(busy),
+        };
+        self.counters.count(&outcome);
+        outcome
+    }
+
+    pub fn stats(&self) -> PoolStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        PoolStats {
+            answered: read(&self.counters.answered),
+            refused: read(&self.counters.refused),
+            stopped: read(&self.counters.stopped),
+            failed: read(&self.counters.failed),
+            work_micros: read(&self.counters.work_micros),
+        }
     }
 }
 

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{bounded, Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
+use super::members::Members;
 use super::scan::{Page, Selection};
 use super::targets::{Survey, SurveyRequest};
-use super::FleetIndex;
+use super::{CheckupRequest, Examined, FleetIndex, OnlineNow};
 use crate::error::{ApiError, ErrorCode};
+use crate::health::HealthRules;
 use crate::presence::Moment;
-use crate::query::{Filter, OrderBy, SortValue};
+use crate::query::{Field, Filter, OrderBy, SortValue};
 
 /// Queries that may wait. One takes 5 to 30 ms over a million devices (docs/performance.md), so the last of a full
 /// queue waits a second or two, which is as long as a person does.
@@ -151,6 +153,14 @@ impl FleetQueries {
         Ok(self.select(filter, 0).await?.total)
     }
 
+    /// The devices that match `filter`, grouped by the texts and labels `fields`.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn members(&self, filter: Filter, fields: Vec<Field>) -> Result<Members, QueryFailure> {
+        self.run(move |index, run| index.members(&filter, &fields, run)).await
+    }
+
     /// What `then` makes of a survey, on the thread that made the survey: both may take long, and neither holds up a
     /// heartbeat.
     ///
@@ -162,6 +172,45 @@ impl FleetQueries {
         then: impl FnOnce(Survey) -> T + Send + 'static,
     ) -> Result<T, QueryFailure> {
         self.run(move |index, run| Ok(then(index.survey(&request, run)?))).await
+    }
+
+    /// The devices that are ONLINE by what was told of them.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn online_now(&self) -> Result<OnlineNow, QueryFailure> {
+        self.run(FleetIndex::online_now).await
+    }
+
+    /// Shows each device of `request` once to `see`, with the thresholds that `rules` have for it; what `see` makes of
+    /// them comes back. It fails where `see` does.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`], and those of `see`.
+    pub async fn checkup<T, E>(
+        &self,
+        request: CheckupRequest,
+        rules: Arc<HealthRules>,
+        mut made: T,
+        mut see: impl FnMut(&mut T, Examined<'_>) -> Result<(), E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<QueryFailure> + Send + 'static,
+    {
+        let examined = self.run(move |index, run| {
+            let seen = index.checkup(&request, &rules, run, &mut |device| see(&mut made, device));
+            Ok(seen.map(|()| made))
+        });
+        examined.await?
+    }
+
+    /// What `work` gives, which takes long enough to hold up heartbeats where it was asked for.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, QueryFailure> {
+        self.run(move |_, _| Ok(work())).await
     }
 
     pub fn stats(&self) -> QueryStats {

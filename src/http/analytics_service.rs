@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::access::Access;
 use crate::actors::directory::DeviceDirectory;
-use crate::analytics::AnalystPool;
+use crate::analytics::{AnalystPool, OnlineCounts};
 use crate::artifacts::{BlobStore, DownloadUrls};
 use crate::fleet::FleetQueries;
+use crate::health::HealthRules;
 use crate::store::Store;
 use crate::telemetry::rollup::Coverage;
 use crate::telemetry::writer::WriterHandle;
@@ -26,4 +27,6 @@ pub struct AnalyticsService {
     pub urls: DownloadUrls,
     pub coverage: Coverage,
     pub writer: WriterHandle,
+    pub online: OnlineCounts,
+    pub health: Arc<HealthRules>,
 }

@@ -44,14 +44,15 @@ pub async fn measure(
     from: UnixMillis,
     to: UnixMillis,
 ) -> Result<GateResult, ClickHouseError> {
-    let (Ok(metric), Some(aggregation)) = (Metric::named(&gate.metric), Aggregation::named(&gate.aggregation)) else {
+    let aggregated = Aggregation::named(&gate.aggregation).and_then(Aggregation::sql);
+    let (Ok(metric), Some(aggregated)) = (Metric::named(&gate.metric), aggregated) else {
         // No policy has such a gate. Without evidence it must not pass.
         tracing::error!(metric = gate.metric, aggregation = gate.aggregation, "a gate that cannot be measured");
         return Ok(judge(gate, Reading::default(), Reading::default(), to));
     };
-    let value = read(clickhouse, &metric, aggregation, updated, from, to).await?;
+    let value = read(clickhouse, &metric, aggregated, updated, from, to).await?;
     let control = match gate.max_increase_percentage {
-        Some(_) => read(clickhouse, &metric, aggregation, control, from, to).await?,
+        Some(_) => read(clickhouse, &metric, aggregated, control, from, to).await?,
         None => Reading::default(),
     };
     Ok(judge(gate, value, control, to))
@@ -99,7 +100,7 @@ struct Measured {
 async fn read(
     clickhouse: &ClickHouse,
     metric: &Metric,
-    aggregation: Aggregation,
+    aggregated: &'static str,
     devices: &[DeviceId],
     from: UnixMillis,
     to: UnixMillis,
@@ -110,7 +111,7 @@ async fn read(
     }
     let ids = IdList::new(devices.iter().map(DeviceId::as_str));
     let mut query = clickhouse
-        .query(&sql(metric, aggregation, &ids))
+        .query(&sql(metric, aggregated, &ids))
         .with_setting("max_execution_time", MAX_SECONDS)
         .param("from", from.as_millis())
         .param("to", to.as_millis());
@@ -128,7 +129,7 @@ async fn read(
 }
 
 /// Constants of this crate only; see [`Metric::value`].
-fn sql(metric: &Metric, aggregation: Aggregation, ids: &IdList<'_>) -> String {
+fn sql(metric: &Metric, aggregated: &'static str, ids: &IdList<'_>) -> String {
     let readings = format!(
         "SELECT device_id, received_at, CAST({} AS Nullable(Float64)) AS reported FROM heartbeats \
          WHERE {} \
@@ -147,7 +148,6 @@ fn sql(metric: &Metric, aggregation: Aggregation, ids: &IdList<'_>) -> String {
         Nature::Gauge => format!("SELECT device_id, reading AS value FROM ({present})"),
         Nature::Counter => increases(&present),
     };
-    let aggregated = aggregation.sql();
     format!(
         "SELECT if(devices = 0, NULL, CAST({aggregated} AS Nullable(Float64))) AS value, \
          uniqExact(device_id) AS devices FROM ({values})"

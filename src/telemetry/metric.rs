@@ -22,6 +22,21 @@ pub struct Known {
     value: &'static str,
 }
 
+impl Known {
+    /// Its name in the computed tables.
+    pub fn column(&self) -> &'static str {
+        match self.name {
+            "uptime" => "uptime_seconds",
+            name => name,
+        }
+    }
+
+    /// The metric in a row of `heartbeats` as a Float64, NULL where the row does not tell it.
+    pub fn number(&self) -> String {
+        format!("CAST({} AS Nullable(Float64))", self.value)
+    }
+}
+
 /// How a metric behaves over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nature {
@@ -48,10 +63,31 @@ const DISK_SHARE: &str = "if(disk_total_gb > 0, 100 * disk_used_gb / disk_total_
 /// span of time can be in.
 pub const PLAUSIBLE: &str = "timestamp >= received_at - INTERVAL 31 DAY AND timestamp <= received_at + INTERVAL 1 DAY";
 
+/// `value` as sketches take it; see [`SKETCHED`].
+macro_rules! sketched {
+    () => {
+        "if(abs(value) < 1e-9, 0., sign(value) * least(abs(value), 1e15))"
+    };
+}
+
 /// `value` as sketches take it: DDSketch's buckets are as many as the decades between the least and the greatest
 /// magnitude, and ClickHouse refuses too many. What is nearer to 0 than 1e-9 counts as 0, what is further than 1e15 as
 /// that.
-pub const SKETCHED: &str = "if(abs(value) < 1e-9, 0., sign(value) * least(abs(value), 1e15))";
+pub const SKETCHED: &str = sketched!();
+
+/// The parameters of `quantilesDD`, the one sketch of the rollups, of gates and of GetMetrics: its relative accuracy, then
+/// the quantiles that can be asked of it.
+pub const SKETCH: &str = "(0.01, 0.5, 0.9, 0.95, 0.99)";
+
+/// [`SKETCHED`] of another column than `value`.
+pub fn sketched(column: &str) -> String {
+    SKETCHED.replace("value", column)
+}
+
+/// The gauges of the computed tables, each once: where two names mean the same, the one that a column has.
+pub fn gauges() -> impl Iterator<Item = &'static Known> {
+    KNOWN.iter().filter(|known| known.nature == Nature::Gauge && known.name == known.column())
+}
 
 /// A heartbeat without a status leaves all of these 0.
 const RESTARTS: &str = "if(state != 'UNKNOWN' OR uptime_seconds > 0, restart_count, NULL)";
@@ -86,7 +122,7 @@ const KNOWN: [Known; 19] = [
 const CUSTOM: &str = "if(mapContains(metrics, {metric:String}), metrics[{metric:String}], NULL)";
 
 /// Says that a metric of the fleet's own is meant, whatever it is called.
-const CUSTOM_PREFIX: &str = "metrics.";
+pub const CUSTOM_PREFIX: &str = "metrics.";
 
 /// A name that no metric can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -149,11 +185,29 @@ pub enum Aggregation {
     P90,
     P95,
     P99,
+    /// The one of the latest time.
+    Last,
+}
+
+macro_rules! quantile {
+    ($level:literal) => {
+        concat!("quantileDD(0.01, ", $level, ")(", sketched!(), ")")
+    };
 }
 
 impl Aggregation {
-    const ALL: [Self; 9] =
-        [Self::Avg, Self::Min, Self::Max, Self::Sum, Self::Count, Self::P50, Self::P90, Self::P95, Self::P99];
+    pub const ALL: [Self; 10] = [
+        Self::Avg,
+        Self::Min,
+        Self::Max,
+        Self::Sum,
+        Self::Count,
+        Self::P50,
+        Self::P90,
+        Self::P95,
+        Self::P99,
+        Self::Last,
+    ];
 
     /// By its name, in capitals or not; empty is [`Self::Avg`].
     pub fn named(name: &str) -> Option<Self> {
@@ -174,28 +228,42 @@ impl Aggregation {
             Self::P90 => "P90",
             Self::P95 => "P95",
             Self::P99 => "P99",
+            Self::Last => "LAST",
         }
     }
 
-    /// Over the column `value`. Quantiles are t-digests, whose memory does not grow with the rows; near the ends, where
-    /// gates look, they are nearly exact.
-    pub const fn sql(self) -> &'static str {
-        match self {
+    /// Over the column `value`; `None` where that is not enough to tell. A quantile is within 1 % of the value of that
+    /// rank, and is the same from rows and from rollups.
+    pub const fn sql(self) -> Option<&'static str> {
+        Some(match self {
             Self::Avg => "avg(value)",
             Self::Min => "min(value)",
             Self::Max => "max(value)",
             Self::Sum => "sum(value)",
             Self::Count => "count(value)",
-            Self::P50 => "quantileTDigest(0.5)(value)",
-            Self::P90 => "quantileTDigest(0.9)(value)",
-            Self::P95 => "quantileTDigest(0.95)(value)",
-            Self::P99 => "quantileTDigest(0.99)(value)",
+            Self::P50 => quantile!("0.5"),
+            Self::P90 => quantile!("0.9"),
+            Self::P95 => quantile!("0.95"),
+            Self::P99 => quantile!("0.99"),
+            Self::Last => return None,
+        })
+    }
+
+    /// The quantile that it is, and its place in [`SKETCH`], counted from 1.
+    pub const fn quantile(self) -> Option<(f64, &'static str)> {
+        match self {
+            Self::P50 => Some((0.5, "1")),
+            Self::P90 => Some((0.9, "2")),
+            Self::P95 => Some((0.95, "3")),
+            Self::P99 => Some((0.99, "4")),
+            Self::Avg | Self::Min | Self::Max | Self::Sum | Self::Count | Self::Last => None,
         }
     }
 
-    /// Whether it says the same of a small group as of a large one, so that groups can be compared.
-    pub const fn is_independent_of_size(self) -> bool {
-        !matches!(self, Self::Sum | Self::Count)
+    /// Whether groups can be compared by it: it says the same of a small group as of a large one, and is of all that the
+    /// group reported.
+    pub const fn is_comparable(self) -> bool {
+        !matches!(self, Self::Sum | Self::Count | Self::Last)
     }
 }
 
@@ -223,6 +291,28 @@ mod tests {
         assert_eq!(Aggregation::named(""), Some(Aggregation::Avg));
         assert_eq!(Aggregation::named("p95"), Some(Aggregation::P95));
         assert_eq!(Aggregation::named("P96"), None);
+    }
+
+    #[test]
+    fn a_quantile_is_the_same_of_values_and_of_sketches() {
+        let levels: Vec<&str> = SKETCH.trim_matches(['(', ')']).split(", ").collect();
+        for (aggregation, level) in Aggregation::ALL.iter().filter_map(|one| Some((one, one.quantile()?))) {
+            let place: usize = level.1.parse().expect("a number");
+            assert_eq!(levels[place].parse(), Ok(level.0), "{}", aggregation.name());
+            let sql = aggregation.sql().expect("over values");
+            assert_eq!(sql, format!("quantileDD({}, {})({SKETCHED})", levels[0], levels[place]));
+        }
+    }
+
+    #[test]
+    fn every_gauge_is_computed_once_under_one_name() {
+        let names: Vec<_> = gauges().map(|known| known.name).collect();
+        assert!(names.contains(&"uptime_seconds") && !names.contains(&"uptime"), "{names:?}");
+        assert!(!names.contains(&"restart_count"), "counters are differences of rows: {names:?}");
+        for known in KNOWN.iter().filter(|known| known.nature == Nature::Gauge) {
+            assert!(names.contains(&known.column()), "{}", known.name);
+        }
+        assert_eq!(sketched("x"), "if(abs(x) < 1e-9, 0., sign(x) * least(abs(x), 1e15))");
     }
 
     #[test]
