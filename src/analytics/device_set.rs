@@ -97,10 +97,10 @@ impl DeviceSet {
         }
         let set_id = Uuid::new_v4();
         let _turn = pool.turn().await?;
-        let rows = members.devices.iter().zip(&members.group_of);
-        let mut left = rows.map(|(device, group)| (device.id.as_str(), *group)).peekable();
-        while left.peek().is_some() {
-            let rows = encode(set_id, left.by_ref().take(ROWS_AN_INSERT));
+        // By chunks, not by one iterator with a closure: that would be held over the wait.
+        let chunks = members.devices.chunks(ROWS_AN_INSERT).zip(members.group_of.chunks(ROWS_AN_INSERT));
+        for (devices, groups) in chunks {
+            let rows = encode(set_id, devices.iter().map(|device| device.id.as_str()).zip(groups.iter().copied()));
             pool.clickhouse().insert(INSERT, rows).await.map_err(PoolError::of)?;
         }
         Ok(StagedSet(Staged::Many { set_id: set_id.to_string(), len: members.devices.len() }))

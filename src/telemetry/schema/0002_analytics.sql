@@ -2,10 +2,12 @@
 -- tables that are computed from heartbeats (`telemetry::rollup` fills them; no view does, see docs/decisions/0010).
 --
 -- timestamp_range: parts hold one day of receipt, and most devices report at once, so a question about a span of time
--- skips the parts of other days by it.
+-- skips the parts of other days by it. row_range: finds the few rows that no computed table has yet; of two columns, since
+-- the condition joins them by OR, which an index of one of them says nothing about.
 
 ALTER TABLE heartbeats ADD COLUMN IF NOT EXISTS device_type LowCardinality(String);
 ALTER TABLE heartbeats ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
+ALTER TABLE heartbeats ADD INDEX IF NOT EXISTS row_range (journal_id, seq) TYPE minmax GRANULARITY 1;
 ALTER TABLE processes ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
 ALTER TABLE device_events ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
 ALTER TABLE deployment_events ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
