@@ -5,7 +5,7 @@
 //! this came from; and without any event since then, the one that it has now. Counting backwards from now needs neither
 //! a first event nor a complete table, and a restart of the server, which tells nothing, is no dip.
 //!
-//! A restart may know less than was told before it: who was LATE is taken for ONLINE until it reports. What the fleet
+//! A kill may leave less than was told before it: the registry learns of a change a moment after it is told. What the fleet
 //! index says otherwise than the last event is so since the server's start, and counts from there.
 //!
 //! The number is sampled at the end of each of many steps of an interval, and aggregated over the samples.
