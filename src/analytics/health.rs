@@ -237,29 +237,29 @@ fn heartbeats_sql(journals: usize, among: &str) -> String {
         let _ = write!(rest, " AND (journal_id != {{journal_{at}:UUID}} OR seq > {{through_{at}:UInt64}})");
     }
     format!(
-        "SELECT device_id, sum(n) AS heartbeats, max(silence) AS gap, toUInt32(countIf(booted)) AS reboot_hours FROM (\
-           SELECT device_id, n, lagInFrame(last, 1, toInt64(0)) OVER \
+        "SELECT device_id, sum(beats) AS heartbeats, max(silence) AS gap, toUInt32(countIf(booted)) AS reboot_hours FROM (\
+           SELECT device_id, beats, lagInFrame(last, 1, toInt64(0)) OVER \
              (PARTITION BY device_id ORDER BY hour ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS before, \
              arraySum((a, b) -> greatest(toInt64(0), least(b, first) - greatest(a, before)), \
                {{away_from:Array(Int64)}}, {{away_to:Array(Int64)}}) AS away, \
              if(before > 0, greatest(toInt64(0), first - before - away), toInt64(0)) AS silence, \
              up_at > 0 AND up + {BOOT_SLACK} < up_at - greatest(before, {{since:Int64}}) AS booted \
            FROM (\
-             SELECT device_id, hour, sum(n) AS n, min(first) AS first, max(last) AS last, \
-               argMax(up, up_at) AS up, max(up_at) AS up_at \
+             SELECT device_id, hour, sum(n) AS beats, min(earliest) AS first, max(latest) AS last, \
+               argMax(uptime, known_at) AS up, max(known_at) AS up_at \
              FROM (\
-               SELECT device_id, time AS hour, toInt64(heartbeats) AS n, toUnixTimestamp64Milli(first_at) AS first, \
-                 toUnixTimestamp64Milli(last_at) AS last, \
-                 toInt64(1000 * uptime_seconds.last) AS up, \
-                 if(uptime_seconds.count > 0, toUnixTimestamp64Milli(uptime_seconds.last_at), toInt64(0)) AS up_at \
+               SELECT device_id, time AS hour, toInt64(heartbeats) AS n, toUnixTimestamp64Milli(first_at) AS earliest, \
+                 toUnixTimestamp64Milli(last_at) AS latest, \
+                 toInt64(1000 * uptime_seconds.last) AS uptime, \
+                 if(uptime_seconds.count > 0, toUnixTimestamp64Milli(uptime_seconds.last_at), toInt64(0)) AS known_at \
                FROM device_1h FINAL WHERE time >= toDateTime(intDiv({{since:Int64}}, 1000), 'UTC') \
                  AND time < toDateTime(intDiv({{until:Int64}}, 1000), 'UTC') \
                  AND heartbeats > 0 AND ({covered}) AND {among} \
                UNION ALL \
                SELECT device_id, toStartOfHour(timestamp) AS hour, toInt64(count()) AS n, \
-                 toUnixTimestamp64Milli(min(timestamp)) AS first, toUnixTimestamp64Milli(max(timestamp)) AS last, \
-                 toInt64(1000 * argMaxIf(uptime_seconds, timestamp, uptime_seconds > 0)) AS up, \
-                 maxIf(toUnixTimestamp64Milli(timestamp), uptime_seconds > 0) AS up_at \
+                 toUnixTimestamp64Milli(min(timestamp)) AS earliest, toUnixTimestamp64Milli(max(timestamp)) AS latest, \
+                 toInt64(1000 * argMaxIf(uptime_seconds, timestamp, uptime_seconds > 0)) AS uptime, \
+                 maxIf(toUnixTimestamp64Milli(timestamp), uptime_seconds > 0) AS known_at \
                FROM heartbeats WHERE {rest} AND {PLAUSIBLE} \
                  AND timestamp >= fromUnixTimestamp64Milli({{since:Int64}}) \
                  AND timestamp < fromUnixTimestamp64Milli({{until:Int64}}) \

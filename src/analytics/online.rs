@@ -150,14 +150,14 @@ impl OnlineCounts {
         // A change is told from the state that the device's event before led to, so events that are missing in between
         // leave no trace in the sum.
         let sql = format!(
-            "SELECT group_id, place, sum(change) AS change FROM (\
+            "SELECT group_id, place, sum(delta) AS change FROM (\
              SELECT group_id, toUnixTimestamp64Milli(timestamp) - {{start:Int64}} AS offset, \
              toUInt32(intDiv(offset, {{interval:Int64}}) * {{steps:Int64}} \
              + intDiv(offset % {{interval:Int64}}, {{step:Int64}})) AS place, \
              toInt64(is) - toInt64(lagInFrame(is, 1, was) OVER (PARTITION BY device_id ORDER BY timestamp, seq \
-             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)) AS change \
+             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)) AS delta \
              FROM {} WHERE timestamp < fromUnixTimestamp64Milli({{end:Int64}})) \
-             WHERE change != 0 GROUP BY group_id, place",
+             WHERE delta != 0 GROUP BY group_id, place",
             staged.grouped(EVENTS)
         );
         let query = staged.bind(self.pool.query(&sql));
