@@ -380,6 +380,7 @@ fn past_of(row: &DeviceRow<'_>) -> Past {
     match row.last_seen {
         None => Past::NeverSeen,
         Some(_) if row.is_offline => Past::Offline,
+        Some(_) if row.is_late => Past::Late,
         Some(_) => Past::Seen,
     }
 }

@@ -5,7 +5,7 @@
 //! this came from; and without any event since then, the one that it has now. Counting backwards from now needs neither
 //! a first event nor a complete table, and a restart of the server, which tells nothing, is no dip.
 //!
-//! A restart may know less than was told before it: who was LATE is taken for ONLINE until it reports. What the fleet
+//! A kill may leave less than was told before it: the registry learns of a change a moment after it is told. What the fleet
 //! index says otherwise than the last event is so since the server's start, and counts from there.
 //!
 //! The number is sampled at the end of each of many steps of an interval, and aggregated over the samples.
@@ -150,14 +150,14 @@ impl OnlineCounts {
         // A change is told from the state that the device's event before led to, so events that are missing in between
         // leave no trace in the sum.
         let sql = format!(
-            "SELECT group_id, place, sum(change) AS change FROM (\
+            "SELECT group_id, place, sum(delta) AS change FROM (\
              SELECT group_id, toUnixTimestamp64Milli(timestamp) - {{start:Int64}} AS offset, \
              toUInt32(intDiv(offset, {{interval:Int64}}) * {{steps:Int64}} \
              + intDiv(offset % {{interval:Int64}}, {{step:Int64}})) AS place, \
              toInt64(is) - toInt64(lagInFrame(is, 1, was) OVER (PARTITION BY device_id ORDER BY timestamp, seq \
-             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)) AS change \
+             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)) AS delta \
              FROM {} WHERE timestamp < fromUnixTimestamp64Milli({{end:Int64}})) \
-             WHERE change != 0 GROUP BY group_id, place",
+             WHERE delta != 0 GROUP BY group_id, place",
             staged.grouped(EVENTS)
         );
         let query = staged.bind(self.pool.query(&sql));

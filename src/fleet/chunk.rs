@@ -69,6 +69,7 @@ const IS_IN_MAINTENANCE: u8 = 2;
 /// Flags of what was known before the server started.
 const WAS_SEEN: u8 = 4;
 const WAS_OFFLINE: u8 = 8;
+const WAS_LATE: u8 = 16;
 
 impl Hot {
     fn new() -> Self {
@@ -119,6 +120,7 @@ impl Hot {
         let past = match facts.past {
             Past::NeverSeen => 0,
             Past::Seen => WAS_SEEN,
+            Past::Late => WAS_LATE,
             Past::Offline => WAS_OFFLINE,
         };
         self.flags[row].store(is_seen | maintenance | past, Ordering::Relaxed);
@@ -137,9 +139,10 @@ impl Hot {
         let facts = Facts {
             is_in_maintenance: has(IS_IN_MAINTENANCE),
             last_seen_at: has(IS_SEEN).then(|| self.last_seen_at[row].load(Ordering::Relaxed)),
-            past: match (has(WAS_OFFLINE), has(WAS_SEEN)) {
-                (true, _) => Past::Offline,
-                (_, true) => Past::Seen,
+            past: match flags & (WAS_SEEN | WAS_LATE | WAS_OFFLINE) {
+                WAS_OFFLINE => Past::Offline,
+                WAS_LATE => Past::Late,
+                WAS_SEEN => Past::Seen,
                 _ => Past::NeverSeen,
             },
             expected: expected.map(Duration::from),

@@ -3,6 +3,7 @@
 //!
 //! The threads run at a lower priority than the workers. On an idle machine a query takes all that it can use; on a
 //! busy one heartbeats go first, since a device that is not answered repeats itself, and a person waits a moment.
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -187,22 +188,22 @@ impl FleetQueries {
     ///
     /// # Errors
     /// See [`QueryFailure`], and those of `see`.
-    pub async fn checkup<T, E>(
+    pub fn checkup<T, E>(
         &self,
         request: CheckupRequest,
         rules: Arc<HealthRules>,
         mut made: T,
-        mut see: impl FnMut(&mut T, Examined<'_>) -> Result<(), E> + Send + 'static,
-    ) -> Result<T, E>
+        see: fn(&mut T, Examined<'_>) -> Result<(), E>,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<T, E>
     where
         T: Send + 'static,
         E: From<QueryFailure> + Send + 'static,
     {
-        let examined = self.run(move |index, run| {
+        let submitted = self.submit(move |index, run| {
             let seen = index.checkup(&request, &rules, run, &mut |device| see(&mut made, device));
             Ok(seen.map(|()| made))
         });
-        examined.await?
+        async move { answer(submitted).await? }
     }
 
     /// What `work` gives, which takes long enough to hold up heartbeats where it was asked for.
@@ -229,6 +230,14 @@ impl FleetQueries {
         T: Send + 'static,
         F: FnOnce(&FleetIndex, &Run<'_>) -> Result<T, QueryFailure> + Send + 'static,
     {
+        answer(self.submit(query)).await
+    }
+
+    fn submit<T, F>(&self, query: F) -> Result<Submitted<T>, QueryFailure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&FleetIndex, &Run<'_>) -> Result<T, QueryFailure> + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let (index, counters, asked_at) = (self.index.clone(), Arc::clone(&self.counters), Instant::now());
         let job = move || {
@@ -245,7 +254,7 @@ impl FleetQueries {
             let _ = answer.send(outcome);
         };
         match self.jobs.try_send(Box::new(job)) {
-            Ok(()) => answered.await.unwrap_or(Err(QueryFailure::Died)),
+            Ok(()) => Ok(answered),
             Err(TrySendError::Full(_)) => {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
                 Err(QueryFailure::Busy)
@@ -253,6 +262,13 @@ impl FleetQueries {
             Err(TrySendError::Disconnected(_)) => Err(QueryFailure::Closed),
         }
     }
+}
+
+/// Where the answer of a query comes.
+type Submitted<T> = oneshot::Receiver<Result<T, QueryFailure>>;
+
+async fn answer<T>(submitted: Result<Submitted<T>, QueryFailure>) -> Result<T, QueryFailure> {
+    submitted?.await.unwrap_or(Err(QueryFailure::Died))
 }
 
 impl Counters {

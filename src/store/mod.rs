@@ -21,8 +21,8 @@ use std::pin::Pin;
 
 pub use binary::{BinaryRecord, BinaryStore, NewBinary};
 pub use command::{
-    Canceled, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery, Exchange, NewCommand,
-    Report, Sent, Swept,
+    Canceled, CommandFailures, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery,
+    Exchange, NewCommand, Report, Sent, Swept,
 };
 pub use device::{Device, DeviceRow, InvalidMap, LastSeen, MapText};
 

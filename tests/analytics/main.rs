@@ -3,11 +3,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod health;
 mod injection;
 mod limits;
 mod live;
 mod metrics;
 mod naive;
+mod online;
 mod reference;
 mod rollups;
 mod world;
