@@ -15,6 +15,7 @@ use crate::http::command_service::CommandCounters;
 use crate::metrics::{Metrics, Reading, Value};
 use crate::store::Store;
 use crate::telemetry::journal::Journal;
+use crate::telemetry::rollup::{RollupHandle, RollupStatus, TableStatus};
 use crate::telemetry::writer::WriterHandle;
 
 /// Share of the journal's capacity above which the server asks for no new traffic: it still takes what comes, but a
@@ -26,6 +27,7 @@ pub struct Sources {
     pub directory: DeviceDirectory,
     pub journal: Journal,
     pub writer: WriterHandle,
+    pub rollups: RollupHandle,
     pub store: Arc<dyn Store>,
     pub commands: Arc<CommandCounters>,
     pub events: Events,
@@ -42,6 +44,7 @@ pub fn metrics(sources: Sources) -> Metrics {
         readings.extend(events(&sources));
         readings.extend(journal(&sources));
         readings.extend(writer(&sources));
+        readings.extend(rollups(&sources.rollups.status()));
         readings.extend(store(&sources));
         readings.extend(queries(&sources));
         readings.extend(analytics(&sources.analysts));
@@ -207,6 +210,23 @@ fn writer(sources: &Sources) -> Vec<Reading> {
         counter("writer_audits", "Journal segments counted in ClickHouse before they were deleted", status.audits),
         counter("writer_rows_repaired", "Rows that an audit found missing, and sent again", status.rows_repaired),
         counter("writer_rows_doubled", "Rows that an audit found more than once", status.rows_doubled),
+    ]
+}
+
+/// Of all computed tables together, but how far each is.
+fn rollups(status: &RollupStatus) -> Vec<Reading> {
+    let sum = |of: fn(&TableStatus) -> u64| status.tables.iter().map(of).sum();
+    let [minutes, hours, device_hours, latest] = status.tables.map(|table| table.lag_seqs as f64);
+    let lag = |name, help, lag| gauge(name, help, None, lag);
+    vec![
+        lag("rollup_1m_lag_seqs", "Numbers of the journal in ClickHouse that rollup_1m does not cover yet", minutes),
+        lag("rollup_1h_lag_seqs", "The same of rollup_1h, which is built about hourly", hours),
+        lag("device_1h_lag_seqs", "The same of device_1h, which is built about hourly", device_hours),
+        lag("device_latest_lag_seqs", "The same of device_latest", latest),
+        counter("rollup_ranges", "Ranges of the journal that were computed, each table's for itself", sum(|t| t.ranges)),
+        counter("rollup_audits", "Ranges that were compared with their heartbeats", sum(|t| t.audits)),
+        counter("rollup_repairs", "Ranges that differed from them and were computed again", sum(|t| t.repairs)),
+        counter("rollup_failures", "Attempts to compute or compare a range that failed", sum(|t| t.failures)),
     ]
 }
 
