@@ -98,3 +98,15 @@ fn more_series_or_points_than_anybody_reads_are_refused_with_their_number() {
         "{message}"
     );
 }
+
+#[test]
+fn an_answer_of_more_than_a_million_points_is_refused_before_it_is_made() {
+    let server = server();
+    fill(&server, 200, 7_000);
+    let begin = UnixMillis::now().as_millis() - 5 * HOUR - 60_000;
+    let question = cpu(json!({ "start_time": time(begin), "end_time": time(begin + 10_000_000), "interval": "1s",
+        "group_by": ["device_id"] }));
+    let (code, message) = refused(&server, &question);
+    assert_eq!(code, "RESOURCE_EXHAUSTED", "{message}");
+    assert!(message.contains("more than a million rows; ask for a shorter time, fewer groups"), "{message}");
+}

@@ -40,7 +40,7 @@ fn the_references_question_is_answered_as_printed() {
     run(server.clickhouse(), "fleetd", &insert(&beats));
 
     let reply = post(&server, "AnalyticsService/GetMetrics", Some(ADMIN_KEY), GET_METRICS);
-    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.status, 200, "{}\n{}", reply.text(), server.log());
     let answer = reply.json();
     let point = |hour: i64, value: f64, count: &str| json!({ "timestamp": time(NEW_YEAR + hour * HOUR), "value": value, "count": count });
     let series = answer["series"].as_array().expect("series");

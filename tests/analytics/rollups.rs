@@ -9,6 +9,7 @@ use fleetd::analytics::sql::{Inquiry, Keys, Kind, Row};
 use fleetd::analytics::{AnalystPool, DeviceSet, Span, StagedSet};
 use fleetd::clock::UnixMillis;
 use fleetd::engine::{EngineOptions, EngineProcess};
+use fleetd::error::{ApiError, ErrorCode};
 use fleetd::ids::DeviceId;
 use fleetd::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use fleetd::telemetry::journal::JournalId;
@@ -137,17 +138,21 @@ async fn computed_tables_and_rows_give_the_same_answer_however_much_is_computed(
     let one = device.stage(&fixture.pool).await.expect("staged");
     let by_device = Keys { device_id: true, ..Keys::default() };
     let mut sources = std::collections::BTreeSet::new();
-    for name in
-        ["cpu_usage", "memory_usage", "uptime", "queue.depth", "metrics.cpu_usage", "huge", "temperature_celsius"]
-    {
+    let names =
+        ["cpu_usage", "queue.depth", "memory_usage", "uptime", "metrics.cpu_usage", "huge", "temperature_celsius"];
+    for (place, name) in names.into_iter().enumerate() {
         let metric = Metric::named(name).expect("a metric");
-        for (aggregation, (start, end, interval)) in
-            [Aggregation::Last, Aggregation::P90].into_iter().flat_map(|one| spans.map(|span| (one, span)))
+        // Two of them at all edges, the others where tables meet.
+        let (spans, both) = if place < 2 { (&spans[..], 2) } else { (&spans[..2], 1) };
+        for (aggregation, (start, end, interval)) in [Aggregation::P90, Aggregation::Last]
+            .into_iter()
+            .take(both)
+            .flat_map(|one| spans.iter().map(move |span| (one, *span)))
         {
             let at = UnixMillis::from_millis_clamped;
             let span = Span { start: at(start), end: at(end), interval };
             let quantile = aggregation.quantile().is_some();
-            let of_kinds = kinds.iter().flat_map(|kind| by_kind.map(|keys| (kind, &all, keys)));
+            let of_kinds = kinds.iter().zip(by_kind.into_iter().cycle()).map(|(kind, keys)| (kind, &all, keys));
             let of_devices =
                 [(&kinds[0], &one, Keys::default()), (&kinds[0], &one, by_device), (&kinds[0], &all, by_device)];
             for (kind, set, keys) in of_kinds.chain(of_devices) {
@@ -158,14 +163,14 @@ async fn computed_tables_and_rows_give_the_same_answer_however_much_is_computed(
                     custom: metric.parameter().is_some(),
                 };
                 let inquiry = Inquiry { metric: &metric, aggregation, span, kind, set, keys };
+                let plans: Vec<_> = coverages.iter().map(|coverage| Plan::of(needs, &span, coverage)).collect();
+                if plans.iter().all(|plan| plan.source() == "heartbeats") {
+                    continue;
+                }
                 let expected = fixture.rows(&inquiry, &Plan::of_rows(&span)).await;
-                for (number, coverage) in coverages.iter().enumerate() {
-                    let plan = Plan::of(needs, &span, coverage);
-                    if plan.source() == "heartbeats" {
-                        continue;
-                    }
+                for (number, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.source() != "heartbeats") {
                     sources.insert(plan.source());
-                    let computed = fixture.rows(&inquiry, &plan).await;
+                    let computed = fixture.rows(&inquiry, plan).await;
                     same(
                         &computed,
                         &expected,
@@ -178,4 +183,51 @@ async fn computed_tables_and_rows_give_the_same_answer_however_much_is_computed(
     assert_eq!(sources.into_iter().collect::<Vec<_>>(), ["device_1h", "rollup_1h", "rollup_1m"]);
     builder.abort();
     other.abort();
+}
+
+#[derive(Debug, clickhouse::Row, serde::Deserialize)]
+struct One {
+    _number: u64,
+}
+
+#[tokio::test]
+async fn a_question_that_reaches_a_limit_is_told_which_and_what_to_do() {
+    let fixture = Fixture::new().await;
+    for (sql, setting, value, sentence) in [
+        ("SELECT seq FROM heartbeats", "max_rows_to_read", "10", "more than 2 billion rows; ask for a shorter time"),
+        (
+            "SELECT number + sleepEachRow(1) FROM numbers(9)",
+            "max_execution_time",
+            "1",
+            "longer than 30 s; ask for a shorter",
+        ),
+        (
+            "SELECT sum(number) FROM numbers(9000000) GROUP BY number",
+            "max_memory_usage",
+            "9000000",
+            "more than 1 GB of memory",
+        ),
+        ("SELECT seq FROM heartbeats", "max_result_rows", "10", "more than a million rows; ask for a shorter time"),
+    ] {
+        let query = fixture.pool.query(sql).with_setting(setting, value).with_setting("max_block_size", "1");
+        let error = ApiError::from(fixture.pool.rows::<One>("ask", query).await.expect_err("too costly"));
+        assert_eq!(error.code, ErrorCode::ResourceExhausted, "{sql}: {error:?}");
+        assert!(error.message.contains(sentence), "{sql}: {error}");
+    }
+    for sql in
+        ["INSERT INTO heartbeats (seq) VALUES (1)", "DROP TABLE heartbeats", "SELECT no_such_column FROM heartbeats"]
+    {
+        let error =
+            ApiError::from(fixture.pool.rows::<One>("ask", fixture.pool.query(sql)).await.expect_err("refused"));
+        assert_eq!(error.code, ErrorCode::Internal, "{sql}: {error:?}");
+    }
+    // Two at once, and a third that gives up.
+    let turns = [fixture.pool.turn().await.expect("a turn"), fixture.pool.turn().await.expect("a turn")];
+    let waiting = fixture.pool.rows::<One>("ask", fixture.pool.query("SELECT 1"));
+    let error = ApiError::from(waiting.await.expect_err("nobody makes room"));
+    assert_eq!(error.code, ErrorCode::Unavailable, "{error:?}");
+    assert!(error.retry_after.is_some() && error.message.contains("try again in a moment"), "{error}");
+    drop(turns);
+    let stats = fixture.pool.stats();
+    assert_eq!((stats.stopped, stats.failed, stats.refused), (4, 3, 1), "{stats:?}");
 }

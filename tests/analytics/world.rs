@@ -16,8 +16,6 @@ pub const DEVICES: usize = 12;
 pub struct World {
     /// A whole hour; the first heartbeats are from then.
     pub start: i64,
-    /// Some time after the last.
-    pub end: i64,
     pub beats: Vec<Beat>,
 }
 
@@ -69,7 +67,7 @@ impl World {
             beat.journal = JOURNALS[at % 2];
             beat.seq = (at / 2 + 1) as u64;
         }
-        Self { start, end: start + 7 * HOUR, beats }
+        Self { start, beats }
     }
 
     /// Registers the devices and puts the heartbeats into ClickHouse.
