@@ -19,6 +19,7 @@ mod input;
 mod library;
 mod locate;
 mod native_blocks;
+mod parquet;
 mod process;
 mod request;
 mod respond;
