@@ -3,8 +3,10 @@
 //! Every question goes through [`AnalystPool`], which bounds how many run at once and what each may cost, so that an
 //! analyst never takes from ingest what ingest needs. Values reach ClickHouse as bound parameters; names of columns,
 //! metrics and aggregations are constants of this crate that a request can only choose among.
+pub mod device_set;
 pub mod pool;
 pub mod span;
 
+pub use device_set::{Choice, DeviceSet, StagedSet};
 pub use pool::{AnalystPool, PoolError};
 pub use span::{Bucket, Span};

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{bounded, Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
+use super::members::Members;
 use super::scan::{Page, Selection};
 use super::targets::{Survey, SurveyRequest};
 use super::FleetIndex;
 use crate::error::{ApiError, ErrorCode};
 use crate::presence::Moment;
-use crate::query::{Filter, OrderBy, SortValue};
+use crate::query::{Field, Filter, OrderBy, SortValue};
 
 /// Queries that may wait. One takes 5 to 30 ms over a million devices (docs/performance.md), so the last of a full
 /// queue waits a second or two, which is as long as a person does.
@@ -149,6 +150,14 @@ impl FleetQueries {
     /// See [`QueryFailure`].
     pub async fn count(&self, filter: Filter) -> Result<usize, QueryFailure> {
         Ok(self.select(filter, 0).await?.total)
+    }
+
+    /// The devices that match `filter`, grouped by the texts and labels `fields`.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn members(&self, filter: Filter, fields: Vec<Field>) -> Result<Members, QueryFailure> {
+        self.run(move |index, run| index.members(&filter, &fields, run)).await
     }
 
     /// What `then` makes of a survey, on the thread that made the survey: both may take long, and neither holds up a

@@ -166,12 +166,13 @@ ENGINE = ReplacingMergeTree(through_seq)
 ORDER BY (journal_id, rollup)
 SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1;
 
--- Devices that a question is about, when they are too many for its text. Rows are of no use once it is answered.
+-- Devices that a question is about, when they are too many for its text, each with the number of its group in the
+-- answer. Rows are of no use once it is given.
 CREATE TABLE IF NOT EXISTS device_sets
 (
     set_id UUID,
     device_id String,
-    labels Array(String),
+    group_id UInt32,
     made_at DateTime('UTC') DEFAULT now()
 )
 ENGINE = MergeTree
