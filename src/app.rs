@@ -20,6 +20,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
+use crate::analytics::export::{self, Exports, ExportsError};
 use crate::analytics::AnalystPool;
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
@@ -75,6 +76,8 @@ pub enum AppError {
     Artifacts(#[from] BlobError),
     #[error("the files of updates cannot be served")]
     Binaries(#[from] BinariesError),
+    #[error("exports cannot be served")]
+    Exports(#[from] ExportsError),
     #[error("download URLs cannot be signed")]
     Urls(#[from] UrlsError),
     #[error("no admin key")]
@@ -168,6 +171,7 @@ struct Server {
     engine: Option<EngineProcess>,
     writer: WriterHandle,
     deployments: Deployments,
+    exports: Exports,
     stopping: watch::Sender<bool>,
     health: Arc<StaticChecker>,
     front: actix_server::ServerHandle,
@@ -244,6 +248,16 @@ impl Server {
         let binaries =
             BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
                 .await?;
+        let pool = AnalystPool::new(clickhouse.clone());
+        let exports = Exports::start(export::Parts {
+            store: store.clone(),
+            pool: pool.clone(),
+            blobs: blobs.clone(),
+            writer: writer.clone(),
+            stopping: is_stopping.clone(),
+            retention: config.export_retention,
+        })
+        .await?;
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
@@ -253,6 +267,7 @@ impl Server {
             events: events.clone(),
             queries: queries.clone(),
             transfers: binaries.counters.clone(),
+            exports: exports.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
@@ -262,7 +277,7 @@ impl Server {
             queries: queries.clone(),
             events: events.clone(),
             journal: journal.clone(),
-            clickhouse: clickhouse.clone(),
+            clickhouse,
             urls: urls.clone(),
         })
         .await?;
@@ -278,9 +293,11 @@ impl Server {
             store: store.clone(),
             directory: directory.clone(),
             queries: queries.clone(),
-            pool: AnalystPool::new(clickhouse),
+            pool,
             blobs,
             urls,
+            feeder: binaries.feeder.clone(),
+            exports: exports.clone(),
             coverage,
             writer: writer.clone(),
         };
@@ -310,6 +327,7 @@ impl Server {
             engine,
             writer,
             deployments,
+            exports,
             stopping,
             health,
             front: handle,
@@ -324,6 +342,7 @@ impl Server {
         self.health.shutdown();
         self.front.stop(true).await;
         self.deployments.stop().await;
+        self.exports.stop().await;
         if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
             tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");
         }

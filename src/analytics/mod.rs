@@ -4,6 +4,7 @@
 //! analyst never takes from ingest what ingest needs. Values reach ClickHouse as bound parameters; names of columns,
 //! metrics and aggregations are constants of this crate that a request can only choose among.
 pub mod device_set;
+pub mod export;
 pub mod pool;
 pub mod span;
 

@@ -3,7 +3,7 @@
 //! The library writes every piece of a streamed SELECT as a document of its own: with CSVWithNames each piece
 //! begins with the names again, with JSON each piece is a whole object. Formats that are rows and nothing else join
 //! up; of those with a head, the head of every piece but the first is cut off; Parquet files are joined by their
-//! footers ([`super::parquet`]); the others are not streamed.
+//! footers ([`crate::parquet`]); the others are not streamed.
 
 /// How the pieces of a format join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

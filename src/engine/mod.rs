@@ -19,7 +19,6 @@ mod input;
 mod library;
 mod locate;
 mod native_blocks;
-mod parquet;
 mod process;
 mod request;
 mod respond;

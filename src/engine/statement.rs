@@ -10,10 +10,10 @@ use super::forms;
 use super::framing::{Framing, Head};
 use super::input::{Arrivals, Input};
 use super::library::{Connection, Counters, Library, Parameters, StatementClass};
-use super::parquet;
 use super::request::Request;
 use super::respond::{Dress, Responder};
 use super::sql::{self, Forbidden, Split};
+use crate::parquet;
 
 /// Longest text of a statement, in bytes, rows of an INSERT not counted. ClickHouse's own default is 256 KiB
 /// (`max_query_size`); clients that bind long lists go beyond it.

@@ -137,12 +137,17 @@ fn write_varint(to: &mut Vec<u8>, mut value: u64) {
 /// Reads a struct that fills `bytes`.
 pub fn read(bytes: &[u8]) -> Result<Struct, Malformed> {
     let mut reader = Reader { rest: bytes };
-    let whole = reader.fields(0)?;
+    let whole = reader.fields(0, i16::MAX)?;
     if reader.rest.is_empty() {
         Ok(whole)
     } else {
         Err(Malformed("something follows its end"))
     }
+}
+
+/// Reads the fields of a struct up to the one with this id, and nothing behind it.
+pub fn read_through(bytes: &[u8], last: i16) -> Result<Struct, Malformed> {
+    Reader { rest: bytes }.fields(0, last)
 }
 
 struct Reader<'a> {
@@ -185,7 +190,8 @@ impl<'a> Reader<'a> {
             .ok_or(Malformed("it ends early"))
     }
 
-    fn fields(&mut self, depth: usize) -> Result<Struct, Malformed> {
+    /// Through the field with the id `through`, or to the end.
+    fn fields(&mut self, depth: usize, through: i16) -> Result<Struct, Malformed> {
         if depth > MAX_DEPTH {
             return Err(Malformed("it is nested too deep"));
         }
@@ -207,6 +213,9 @@ impl<'a> Reader<'a> {
                 _ => self.value(kind, depth + 1)?,
             };
             fields.push((id, kind, value));
+            if id == through {
+                return Ok(Struct(fields));
+            }
         }
     }
 
@@ -233,7 +242,7 @@ impl<'a> Reader<'a> {
                 let values = (0..length).map(|_| self.value(kind, depth + 1)).collect::<Result<_, _>>()?;
                 Value::List { kind, values }
             }
-            kind::STRUCT => Value::Struct(self.fields(depth + 1)?),
+            kind::STRUCT => Value::Struct(self.fields(depth + 1, i16::MAX)?),
             _ => return Err(Malformed("a kind of value that footers do not have")),
         })
     }
