@@ -20,6 +20,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
+use crate::analytics::export::{self, Exports, ExportsError};
 use crate::analytics::{AnalystPool, OnlineCounts};
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
@@ -80,6 +81,8 @@ pub enum AppError {
     Artifacts(#[from] BlobError),
     #[error("the files of updates cannot be served")]
     Binaries(#[from] BinariesError),
+    #[error("exports cannot be served")]
+    Exports(#[from] ExportsError),
     #[error("download URLs cannot be signed")]
     Urls(#[from] UrlsError),
     #[error("no admin key")]
@@ -176,6 +179,7 @@ struct Server {
     writer: WriterHandle,
     rollups: RollupHandle,
     deployments: Deployments,
+    exports: Exports,
     stopping: watch::Sender<bool>,
     health: Arc<StaticChecker>,
     front: actix_server::ServerHandle,
@@ -265,6 +269,15 @@ impl Server {
             BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
                 .await?;
         let pool = AnalystPool::new(clickhouse.clone());
+        let exports = Exports::start(export::Parts {
+            store: store.clone(),
+            pool: pool.clone(),
+            blobs: blobs.clone(),
+            writer: writer.clone(),
+            stopping: is_stopping.clone(),
+            retention: config.export_retention,
+        })
+        .await?;
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
@@ -276,6 +289,7 @@ impl Server {
             queries: queries.clone(),
             analysts: pool.clone(),
             transfers: binaries.counters.clone(),
+            exports: exports.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
         sampler::start(metrics.clone(), journal.clone(), is_stopping.clone());
@@ -286,7 +300,7 @@ impl Server {
             queries: queries.clone(),
             events: events.clone(),
             journal: journal.clone(),
-            clickhouse: clickhouse.clone(),
+            clickhouse,
             urls: urls.clone(),
         })
         .await?;
@@ -308,6 +322,8 @@ impl Server {
             health: Arc::clone(&health_rules),
             blobs,
             urls,
+            feeder: binaries.feeder.clone(),
+            exports: exports.clone(),
             coverage,
             writer: writer.clone(),
         };
@@ -339,6 +355,7 @@ impl Server {
             writer,
             rollups,
             deployments,
+            exports,
             stopping,
             health,
             front: handle,
@@ -353,6 +370,7 @@ impl Server {
         self.health.shutdown();
         self.front.stop(true).await;
         self.deployments.stop().await;
+        self.exports.stop().await;
         self.rollups.shutdown(ROLLUP_ENDS_WITHIN).await;
         if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
             tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");

@@ -103,6 +103,10 @@ pub struct Settings {
     #[arg(long, env = "FLEETD_ALLOW_HTTP_ARTIFACTS", value_name = "BOOL")]
     pub allow_http_artifacts: Option<bool>,
 
+    /// Seconds that the file of an export is kept, and its URL good [default: 86400]
+    #[arg(long, env = "FLEETD_EXPORT_RETENTION_SECONDS", value_name = "SECONDS")]
+    pub export_retention_seconds: Option<u64>,
+
     #[command(flatten)]
     #[serde(default)]
     pub rate_limit: RateLimitSettings,
@@ -168,6 +172,7 @@ pub struct Config {
     pub artifact_store: Option<String>,
     pub allow_http_artifacts: bool,
     pub health: HealthRules,
+    pub export_retention: Duration,
     /// `FLEETD_ADMIN_KEY`: a secret, so neither a flag nor a key of the file.
     pub admin_key: Option<String>,
 }
@@ -230,6 +235,7 @@ impl Settings {
             public_url: self.public_url.or(fallback.public_url),
             artifact_store: self.artifact_store.or(fallback.artifact_store),
             allow_http_artifacts: self.allow_http_artifacts.or(fallback.allow_http_artifacts),
+            export_retention_seconds: self.export_retention_seconds.or(fallback.export_retention_seconds),
             rate_limit: RateLimitSettings {
                 anonymous: self.rate_limit.anonymous.or(fallback.rate_limit.anonymous),
                 authenticated: self.rate_limit.authenticated.or(fallback.rate_limit.authenticated),
@@ -273,6 +279,8 @@ impl Settings {
         let rollup_interval = self.rollup_interval_seconds.unwrap_or(60);
         in_range("rollup_interval_seconds", rollup_interval.into(), 1..=3_600, "1 second to an hour")?;
         in_range("heartbeat_interval_seconds", interval.into(), 1..=86_400, "1 second to a day")?;
+        let export_retention = self.export_retention_seconds.unwrap_or(86_400);
+        in_range("export_retention_seconds", export_retention, 1..=30 * 86_400, "1 second to 30 days")?;
         let public_url = self.public_url.map(public_url).transpose()?;
         let artifact_store = self.artifact_store.map(artifact_store).transpose()?;
         Ok(Config {
@@ -298,6 +306,7 @@ impl Settings {
             artifact_store,
             allow_http_artifacts: self.allow_http_artifacts.unwrap_or(false),
             health: HealthRules::of(self.health)?,
+            export_retention: Duration::from_secs(export_retention),
             admin_key,
         })
     }

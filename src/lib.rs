@@ -18,6 +18,7 @@ pub mod http;
 pub mod ids;
 pub mod metrics;
 pub mod observe;
+pub mod parquet;
 pub mod presence;
 pub mod query;
 pub mod rollout;

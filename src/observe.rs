@@ -6,6 +6,7 @@ use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
+use crate::analytics::export::Exports;
 use crate::analytics::AnalystPool;
 use crate::artifacts::TransferCounters;
 use crate::engine::EngineMonitor;
@@ -34,6 +35,7 @@ pub struct Sources {
     pub queries: FleetQueries,
     pub analysts: AnalystPool,
     pub transfers: Arc<TransferCounters>,
+    pub exports: Exports,
     pub engine: Option<EngineMonitor>,
 }
 
@@ -49,6 +51,7 @@ pub fn metrics(sources: Sources) -> Metrics {
         readings.extend(queries(&sources));
         readings.extend(analytics(&sources.analysts));
         readings.extend(transfers(&sources.transfers));
+        readings.extend(exports(&sources.exports));
         if let Some(engine) = &sources.engine {
             readings.push(counter(
                 "engine_restarts",
@@ -108,6 +111,19 @@ fn devices(sources: &Sources) -> Vec<Reading> {
         ),
         gauge("heartbeat_stretch", "Factor by which intervals are longer under load", None, snapshot.stretch),
         counter("device_actors_recreated", "Device actors made anew after a panic", snapshot.recreated),
+    ]
+}
+
+fn exports(exports: &Exports) -> Vec<Reading> {
+    let counters = exports.counters();
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let bytes = count(&counters.bytes);
+    vec![
+        gauge("exports_under_way", "Exports that are written or wait", None, exports.under_way() as f64),
+        counter("exports_succeeded", "Exports whose file is whole", count(&counters.succeeded)),
+        counter("exports_failed", "Exports that failed", count(&counters.failed)),
+        counter("exports_refused", "Exports refused because too many waited", count(&counters.refused)),
+        Reading { unit: Some(Unit::Bytes), ..counter("exported", "Bytes of files that were exported", bytes) },
     ]
 }
 

@@ -5,6 +5,7 @@
 //! metrics and aggregations are constants of this crate that a request can only choose among.
 pub mod counters;
 pub mod device_set;
+pub mod export;
 pub mod health;
 pub mod metrics;
 pub mod online;

@@ -13,6 +13,7 @@ use super::library::{Connection, Counters, Library, Parameters, StatementClass};
 use super::request::Request;
 use super::respond::{Dress, Responder};
 use super::sql::{self, Forbidden, Split};
+use crate::parquet;
 
 /// Longest text of a statement, in bytes, rows of an INSERT not counted. ClickHouse's own default is 256 KiB
 /// (`max_query_size`); clients that bind long lists go beyond it.
@@ -209,23 +210,59 @@ impl Query<'_> {
     fn stream(&self, connection: &mut Connection, responder: &mut Responder) -> Result<Option<Counters>, Stop> {
         let mut rows = connection.stream(self.text, self.format, self.parameters)?;
         let mut counters = Counters::default();
-        let mut head: Option<Bytes> = None;
+        let mut join = Join::new(self.framing);
         while let Some(chunk) = rows.next_chunk()? {
             counters.add(chunk.counters());
-            let mut piece = Bytes::from_owner(chunk);
-            if let Framing::Headed(shape) = self.framing {
-                match &head {
-                    None => match head_of(shape, &piece) {
-                        Some(found) => head = Some(found),
-                        None => return Ok(None),
-                    },
-                    Some(head) if piece.starts_with(head) => piece = piece.slice(head.len()..),
-                    Some(_) => return Err(Exception::internal("A piece of the output lacks its head").into()),
-                }
+            match join.piece(Bytes::from_owner(chunk))? {
+                Some(piece) => responder.write(piece)?,
+                None => return Ok(None),
             }
-            responder.write(piece)?;
         }
+        responder.write(join.end())?;
         Ok(Some(counters))
+    }
+}
+
+/// Puts the pieces of an output together.
+enum Join {
+    Rows,
+    Headed { shape: Head, head: Option<Bytes> },
+    Parquet(Box<parquet::Joiner>),
+}
+
+impl Join {
+    fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Headed(shape) => Self::Headed { shape, head: None },
+            Framing::Parquet => Self::Parquet(Box::default()),
+            Framing::Rows | Framing::Document => Self::Rows,
+        }
+    }
+
+    /// What of the piece is to be sent; `None` when the first piece shows that the output cannot be joined.
+    fn piece(&mut self, piece: Bytes) -> Result<Option<Bytes>, Exception> {
+        match self {
+            Self::Rows => Ok(Some(piece)),
+            Self::Headed { shape, head } => match head {
+                None => {
+                    *head = head_of(*shape, &piece);
+                    Ok(head.is_some().then_some(piece))
+                }
+                Some(head) if piece.starts_with(head) => Ok(Some(piece.slice(head.len()..))),
+                Some(_) => Err(Exception::internal("A piece of the output lacks its head")),
+            },
+            Self::Parquet(joiner) => {
+                joiner.take(&piece).map(Some).map_err(|error| Exception::internal(&error.to_string()))
+            }
+        }
+    }
+
+    /// What follows the last piece.
+    fn end(self) -> Bytes {
+        match self {
+            Self::Parquet(joiner) => joiner.finish(),
+            Self::Rows | Self::Headed { .. } => Bytes::new(),
+        }
     }
 }
 

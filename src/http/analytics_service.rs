@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::access::Access;
 use crate::actors::directory::DeviceDirectory;
+use crate::analytics::export::Exports;
 use crate::analytics::{AnalystPool, OnlineCounts};
-use crate::artifacts::{BlobStore, DownloadUrls};
+use crate::artifacts::{BlobStore, DownloadUrls, Feeder};
 use crate::fleet::FleetQueries;
 use crate::health::HealthRules;
 use crate::store::Store;
@@ -25,6 +26,8 @@ pub struct AnalyticsService {
     pub pool: AnalystPool,
     pub blobs: BlobStore,
     pub urls: DownloadUrls,
+    pub feeder: Feeder,
+    pub exports: Exports,
     pub coverage: Coverage,
     pub writer: WriterHandle,
     pub online: OnlineCounts,

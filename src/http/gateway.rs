@@ -1,5 +1,5 @@
 //! One request in, one answer out, whatever protocol and HTTP version: operations endpoints are answered here, RPCs
-//! go to `connectrpc`, downloads to `artifact_download`, and plain HTTP clients get their errors in the reference's
+//! go to `connectrpc`, downloads to `artifact_download` and `export_download`, and plain HTTP clients get their errors in the reference's
 //! envelope.
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -83,6 +83,11 @@ impl Gateway {
                 let (method, uri, headers) = (request.method(), request.uri(), request.headers());
                 let asked = artifact_download::Asked { method, uri, headers, peer };
                 self.fleet().binaries().answer_http(asked, &id).await
+            }
+            None if request.uri().path().starts_with(artifacts::EXPORT_PATH_PREFIX) => {
+                let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+                let asked = artifact_download::Asked { method, uri, headers, peer };
+                self.fleet().analytics().answer_http(asked, &id).await
             }
             None => {
                 request.extensions_mut().insert(Peer(peer));

@@ -19,6 +19,7 @@ pub mod device_health;
 pub mod device_service;
 pub mod direct;
 pub mod event_service;
+pub mod export_download;
 pub mod exports;
 pub mod front;
 pub mod gateway;

@@ -93,6 +93,10 @@ impl FleetRpc {
     pub(super) fn binaries(&self) -> &Arc<BinaryService> {
         &self.binaries
     }
+
+    pub(super) fn analytics(&self) -> &Arc<AnalyticsService> {
+        &self.analytics
+    }
 }
 
 /// One arm of [`Dispatcher::call_unary`]: decode, call, encode.

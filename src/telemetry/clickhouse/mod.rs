@@ -1,9 +1,11 @@
 //! The handle on ClickHouse: where it is, how long to wait for it, and what its failures mean for the caller.
 //!
-//! Everything goes over HTTP through the `clickhouse` crate, whether the server is the embedded engine or a cluster.
+//! Everything goes over HTTP, nearly all through the `clickhouse` crate ([`stream`] says what does not), whether the server
+//! is the embedded engine or a cluster.
 //! Values in a query are always bound parameters; table and column names come from [`Table`](super::row::Table).
 mod error;
 mod id_list;
+mod stream;
 
 use std::time::Duration;
 
@@ -15,6 +17,9 @@ use hyper_util::rt::TokioExecutor;
 
 pub use error::{ClickHouseError, ErrorClass};
 pub use id_list::IdList;
+pub use stream::{ByteStream, StreamError};
+
+use stream::Door;
 
 /// A connection attempt that takes longer than this on a network that works is a dead host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,6 +76,7 @@ impl std::fmt::Debug for ClickHouseConfig {
 #[derive(Clone, Debug)]
 pub struct ClickHouse {
     client: clickhouse::Client,
+    door: Door,
     database: String,
     query_timeout: Duration,
     insert_timeout: Duration,
@@ -82,6 +88,12 @@ impl ClickHouse {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
+        let door = Door {
+            http: HyperClient::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector.clone()),
+            url: config.url.clone(),
+            user: config.user.clone(),
+            password: config.password.clone(),
+        };
         let http = HyperClient::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector);
         let mut client = clickhouse::Client::with_http_client(http)
             .with_url(&config.url)
@@ -97,6 +109,7 @@ impl ClickHouse {
         }
         Self {
             client,
+            door,
             database: config.database.clone(),
             query_timeout: config.query_timeout,
             insert_timeout: config.insert_timeout,
@@ -136,6 +149,20 @@ impl ClickHouse {
         answer
             .unwrap_or(Err(clickhouse::error::Error::TimedOut))
             .map_err(|source| ClickHouseError::new(operation, source))
+    }
+
+    /// Runs a statement and gives its answer piece by piece, as fast as it is taken; for answers of any length. `sql` names
+    /// its FORMAT, and `parameters` are the values of `{name:Type}` in it.
+    ///
+    /// # Errors
+    /// See [`StreamError`]; after the first piece they come from [`ByteStream::next`].
+    pub async fn stream(
+        &self,
+        sql: String,
+        settings: &[(&str, &str)],
+        parameters: &[(String, String)],
+    ) -> Result<ByteStream, StreamError> {
+        self.door.stream(&self.database, sql, settings, parameters).await
     }
 
     /// Creates the database if it is missing: the one statement that cannot name it as its own.
