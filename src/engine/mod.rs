@@ -9,6 +9,7 @@
 //! headers, `statement` runs it on a thread of its own, reading the body and writing the answer through `body`.
 mod admission;
 mod body;
+mod column_shape;
 mod compression;
 mod config;
 mod data_lock;
@@ -19,6 +20,7 @@ mod input;
 mod library;
 mod locate;
 mod native_blocks;
+mod native_revision;
 mod process;
 mod request;
 mod respond;
