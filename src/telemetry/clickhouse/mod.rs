@@ -3,6 +3,7 @@
 //! Everything goes over HTTP through the `clickhouse` crate, whether the server is the embedded engine or a cluster.
 //! Values in a query are always bound parameters; table and column names come from [`Table`](super::row::Table).
 mod error;
+mod id_list;
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
 
 pub use error::{ClickHouseError, ErrorClass};
+pub use id_list::IdList;
 
 /// A connection attempt that takes longer than this on a network that works is a dead host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -22,7 +22,7 @@ mod table;
 pub use crate::clock::UnixMillis;
 pub use column::{Column, ColumnType};
 pub use event::{DeploymentEvent, DeviceEvent};
-pub use heartbeat::encode_heartbeat;
+pub use heartbeat::{encode_heartbeat, KnownDevice};
 pub use section::{append_section, MalformedRecord, Section, Sections, MAX_ROW_BYTES};
 pub use table::Table;
 

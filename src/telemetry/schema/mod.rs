@@ -188,11 +188,14 @@ mod tests {
             let start = format!("CREATE TABLE IF NOT EXISTS {}\n(", table.name());
             let body = sql.split_once(&start).unwrap_or_else(|| panic!("{start}")).1;
             let body = body.split_once("\n)").expect("an end").0;
-            let made: Vec<_> = body
-                .lines()
-                .map(|line| line.trim().trim_end_matches(',').split(" CODEC(").next().unwrap_or_default())
-                .filter(|line| !line.is_empty() && !line.starts_with("INDEX"))
-                .collect();
+            let column = |line: &str| line.split(" CODEC(").next().unwrap_or_default().to_owned();
+            let made = body.lines().map(|line| line.trim().trim_end_matches(','));
+            let made = made.filter(|line| !line.is_empty() && !line.starts_with("INDEX")).map(column);
+            let add = format!("ALTER TABLE {} ADD COLUMN IF NOT EXISTS ", table.name());
+            let added = MIGRATIONS.iter().flat_map(Migration::statements);
+            let added: Vec<_> = added.filter_map(|statement| statement.strip_prefix(&add).map(column)).collect();
+            assert_eq!(added.len(), table.trailing(), "rows of an earlier version lack what was added: {added:?}");
+            let made: Vec<_> = made.chain(added).collect();
             let written = table.columns().iter().map(|column| format!("{} {}", column.name, column.of.name()));
             let written: Vec<_> = written.collect();
             assert_eq!(made, written, "{}", table.name());
