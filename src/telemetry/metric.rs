@@ -22,6 +22,21 @@ pub struct Known {
     value: &'static str,
 }
 
+impl Known {
+    /// Its name in the computed tables.
+    pub fn column(&self) -> &'static str {
+        match self.name {
+            "uptime" => "uptime_seconds",
+            name => name,
+        }
+    }
+
+    /// The metric in a row of `heartbeats` as a Float64, NULL where the row does not tell it.
+    pub fn number(&self) -> String {
+        format!("CAST({} AS Nullable(Float64))", self.value)
+    }
+}
+
 /// How a metric behaves over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nature {
@@ -52,6 +67,16 @@ pub const PLAUSIBLE: &str = "timestamp >= received_at - INTERVAL 31 DAY AND time
 /// magnitude, and ClickHouse refuses too many. What is nearer to 0 than 1e-9 counts as 0, what is further than 1e15 as
 /// that.
 pub const SKETCHED: &str = "if(abs(value) < 1e-9, 0., sign(value) * least(abs(value), 1e15))";
+
+/// [`SKETCHED`] of another column than `value`.
+pub fn sketched(column: &str) -> String {
+    SKETCHED.replace("value", column)
+}
+
+/// The gauges of the computed tables, each once: where two names mean the same, the one that a column has.
+pub fn gauges() -> impl Iterator<Item = &'static Known> {
+    KNOWN.iter().filter(|known| known.nature == Nature::Gauge && known.name == known.column())
+}
 
 /// A heartbeat without a status leaves all of these 0.
 const RESTARTS: &str = "if(state != 'UNKNOWN' OR uptime_seconds > 0, restart_count, NULL)";
@@ -86,7 +111,7 @@ const KNOWN: [Known; 19] = [
 const CUSTOM: &str = "if(mapContains(metrics, {metric:String}), metrics[{metric:String}], NULL)";
 
 /// Says that a metric of the fleet's own is meant, whatever it is called.
-const CUSTOM_PREFIX: &str = "metrics.";
+pub const CUSTOM_PREFIX: &str = "metrics.";
 
 /// A name that no metric can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -223,6 +248,17 @@ mod tests {
         assert_eq!(Aggregation::named(""), Some(Aggregation::Avg));
         assert_eq!(Aggregation::named("p95"), Some(Aggregation::P95));
         assert_eq!(Aggregation::named("P96"), None);
+    }
+
+    #[test]
+    fn every_gauge_is_computed_once_under_one_name() {
+        let names: Vec<_> = gauges().map(|known| known.name).collect();
+        assert!(names.contains(&"uptime_seconds") && !names.contains(&"uptime"), "{names:?}");
+        assert!(!names.contains(&"restart_count"), "counters are differences of rows: {names:?}");
+        for known in KNOWN.iter().filter(|known| known.nature == Nature::Gauge) {
+            assert!(names.contains(&known.column()), "{}", known.name);
+        }
+        assert_eq!(sketched("x"), "if(abs(x) < 1e-9, 0., sign(x) * least(abs(x), 1e15))");
     }
 
     #[test]

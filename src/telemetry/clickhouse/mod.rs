@@ -103,6 +103,12 @@ impl ClickHouse {
         }
     }
 
+    /// The same, with more or less patience for queries.
+    #[must_use]
+    pub fn with_query_timeout(self, query_timeout: Duration) -> Self {
+        Self { query_timeout, ..self }
+    }
+
     pub fn database(&self) -> &str {
         &self.database
     }

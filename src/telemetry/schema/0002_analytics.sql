@@ -33,8 +33,12 @@ SETTINGS non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
 --
 -- A row covers the heartbeats of one range of a journal: from_seq to through_seq, both included. Ranges of a journal do
 -- not overlap, so a heartbeat is in one row of each metric that it reports, however late it came. Building a range again
--- makes the same rows with a greater generation, which replace the others: read with FINAL.
+-- makes the same rows with a greater generation, which replace the others: read with FINAL. A row of count 0 says that
+-- the range has no such values any more; its other columns change no merge (min is inf, max is -inf).
 --
+-- metric: a gauge, metrics.NAME for one of the fleet's own, or heartbeats, whose value is 1 for each.
+-- received_at: the earliest of the heartbeats in the row. Once heartbeats that old are dropped, it cannot be computed again.
+-- seq_range: finds the rows of a range, by which they are audited.
 -- sketch: DDSketch with a relative accuracy of 1 %. Its buckets are fixed, so merging loses nothing: sketches of parts
 -- give the same quantile as a sketch of all.
 CREATE TABLE IF NOT EXISTS rollup_1m
@@ -47,6 +51,7 @@ CREATE TABLE IF NOT EXISTS rollup_1m
     from_seq UInt64 CODEC(Delta, ZSTD(1)),
     through_seq UInt64 CODEC(Delta, ZSTD(1)),
     generation UInt32 CODEC(T64, ZSTD(1)),
+    received_at DateTime64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
     count UInt64 CODEC(T64, ZSTD(1)),
     sum Float64 CODEC(ZSTD(1)),
     min Float64 CODEC(ZSTD(1)),
@@ -54,7 +59,8 @@ CREATE TABLE IF NOT EXISTS rollup_1m
     last Float64 CODEC(ZSTD(1)),
     last_at DateTime64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
     last_seq UInt64 CODEC(Delta, ZSTD(1)),
-    sketch AggregateFunction(quantilesDD(0.01, 0.5, 0.9, 0.95, 0.99), Float64) CODEC(ZSTD(1))
+    sketch AggregateFunction(quantilesDD(0.01, 0.5, 0.9, 0.95, 0.99), Float64) CODEC(ZSTD(1)),
+    INDEX seq_range through_seq TYPE minmax GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(generation)
 PARTITION BY toYYYYMM(time)
@@ -80,7 +86,8 @@ CREATE TABLE IF NOT EXISTS rollup_1h
     last Float64 CODEC(ZSTD(1)),
     last_at DateTime64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
     last_seq UInt64 CODEC(Delta, ZSTD(1)),
-    sketch AggregateFunction(quantilesDD(0.01, 0.5, 0.9, 0.95, 0.99), Float64) CODEC(ZSTD(1))
+    sketch AggregateFunction(quantilesDD(0.01, 0.5, 0.9, 0.95, 0.99), Float64) CODEC(ZSTD(1)),
+    INDEX seq_range through_seq TYPE minmax GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(generation)
 PARTITION BY toYYYYMM(time)
@@ -115,7 +122,8 @@ CREATE TABLE IF NOT EXISTS device_1h
     temperature_celsius Tuple(count UInt32, sum Float64, min Float64, max Float64, last Float64, last_at DateTime64(3, 'UTC'), last_seq UInt64) CODEC(ZSTD(1)),
     battery_percent Tuple(count UInt32, sum Float64, min Float64, max Float64, last Float64, last_at DateTime64(3, 'UTC'), last_seq UInt64) CODEC(ZSTD(1)),
     signal_dbm Tuple(count UInt32, sum Float64, min Float64, max Float64, last Float64, last_at DateTime64(3, 'UTC'), last_seq UInt64) CODEC(ZSTD(1)),
-    uptime_seconds Tuple(count UInt32, sum Float64, min Float64, max Float64, last Float64, last_at DateTime64(3, 'UTC'), last_seq UInt64) CODEC(ZSTD(1))
+    uptime_seconds Tuple(count UInt32, sum Float64, min Float64, max Float64, last Float64, last_at DateTime64(3, 'UTC'), last_seq UInt64) CODEC(ZSTD(1)),
+    INDEX seq_range through_seq TYPE minmax GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(generation)
 PARTITION BY toYYYYMM(time)
@@ -123,7 +131,7 @@ ORDER BY (device_id, time, journal_id, from_seq)
 SETTINGS non_replicated_deduplication_window = 1000, ttl_only_drop_parts = 1,
     fsync_after_insert = 1, fsync_part_directory = 1;
 
--- The last heartbeat of each device that was received: read with FINAL.
+-- The last heartbeat of each device that was received, whatever the device's clock says: read with FINAL.
 CREATE TABLE IF NOT EXISTS device_latest
 (
     device_id String CODEC(ZSTD(1)),
@@ -154,15 +162,22 @@ ENGINE = ReplacingMergeTree(received_at)
 ORDER BY device_id
 SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1;
 
--- How far the computed tables are: all heartbeats of the journal through this number are in the table.
+-- How far the computed tables are: read with max(), since numbers only grow.
+--
+-- through_seq: all heartbeats of the journal through this number are in the table.
+-- planned_seq: where the range that begins behind it ends. Decided before the first attempt, so that whatever an attempt
+-- that died left behind is replaced by the next one.
+-- audited_seq: all through this number was compared with the heartbeats after these had been counted.
 CREATE TABLE IF NOT EXISTS rollup_progress
 (
     journal_id UUID,
     rollup LowCardinality(String),
-    through_seq UInt64,
-    built_at DateTime64(3, 'UTC')
+    through_seq SimpleAggregateFunction(max, UInt64),
+    planned_seq SimpleAggregateFunction(max, UInt64),
+    audited_seq SimpleAggregateFunction(max, UInt64),
+    built_at SimpleAggregateFunction(max, DateTime64(3, 'UTC'))
 )
-ENGINE = ReplacingMergeTree(through_seq)
+ENGINE = AggregatingMergeTree
 ORDER BY (journal_id, rollup)
 SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1;
 
