@@ -72,6 +72,11 @@ impl Filled {
         Range { from: to - hours * 3_600_000, to, interval_seconds: hours * 36 }
     }
 
+    /// The one number that `sql` gives.
+    pub fn number(&self, sql: &str) -> u64 {
+        clickhouse::number(self.server.clickhouse(), DATABASE, sql)
+    }
+
     fn run(&self, sql: &str) {
         clickhouse::run(self.server.clickhouse(), DATABASE, sql);
     }
