@@ -4,14 +4,13 @@
 //! cannot reach another, and closing the session is what takes the statement out of `system.processes`.
 use bytes::Bytes;
 
-use super::body::ClientGone;
 use super::exception::{code, Exception};
 use super::forms;
 use super::framing::{Framing, Head};
 use super::input::{Arrivals, Input};
 use super::library::{Connection, Counters, Library, Parameters, StatementClass};
 use super::request::Request;
-use super::respond::{Dress, Responder};
+use super::respond::{Dress, Responder, WriteError};
 use super::sql::{self, Forbidden, Split};
 use crate::parquet;
 
@@ -34,9 +33,12 @@ impl From<Exception> for Stop {
     }
 }
 
-impl From<ClientGone> for Stop {
-    fn from(_: ClientGone) -> Self {
-        Self::Gone
+impl From<WriteError> for Stop {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Gone => Self::Gone,
+            WriteError::Failed(exception) => Self::Failed(exception),
+        }
     }
 }
 
@@ -91,12 +93,14 @@ fn execute(
         Split::Other | Split::Undecided => {
             let own_format = sql::output_format(&text);
             let format = request.default_format.as_deref().filter(|name| !name.is_empty()).unwrap_or(DEFAULT_FORMAT);
+            let output_format = own_format.as_deref().unwrap_or(format);
+            let is_native = output_format.eq_ignore_ascii_case("Native");
             let dress = Dress {
+                native_revision: if is_native { request.client_revision } else { 0 },
                 coding: request.answer_coding,
                 in_native_blocks: request.compress,
                 waits_for_the_end: request.wait_end_of_query,
             };
-            let output_format = own_format.as_deref().unwrap_or(format);
             responder.dress(dress, output_format)?;
             // Totals and extremes come after the rows, in a piece without the rows' head.
             let has_tail = sql::has_word(&text, "TOTALS") || sql::has_word(&text, "extremes");
