@@ -2,6 +2,7 @@
 //!
 //! Everything goes over HTTP through the `clickhouse` crate, whether the server is the embedded engine or a cluster.
 //! Values in a query are always bound parameters; table and column names come from [`Table`](super::row::Table).
+pub mod cluster;
 mod error;
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
 
+pub use cluster::Cluster;
 pub use error::{ClickHouseError, ErrorClass};
 
 /// A connection attempt that takes longer than this on a network that works is a dead host.
@@ -27,6 +29,8 @@ pub struct ClickHouseConfig {
     /// `http://host:port`.
     pub url: String,
     pub database: String,
+    /// `None`: a single server.
+    pub cluster: Option<Cluster>,
     pub user: Option<String>,
     pub password: Option<String>,
     /// For one query, its result included.
@@ -43,6 +47,7 @@ impl ClickHouseConfig {
         Self {
             url: url.into(),
             database: Self::DEFAULT_DATABASE.into(),
+            cluster: None,
             user: None,
             password: None,
             query_timeout: Duration::from_secs(30),
@@ -57,6 +62,7 @@ impl std::fmt::Debug for ClickHouseConfig {
         f.debug_struct("ClickHouseConfig")
             .field("url", &self.url.rsplit_once('@').map_or(self.url.as_str(), |(_, host)| host))
             .field("database", &self.database)
+            .field("cluster", &self.cluster)
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "…"))
             .field("query_timeout", &self.query_timeout)
@@ -70,6 +76,7 @@ impl std::fmt::Debug for ClickHouseConfig {
 pub struct ClickHouse {
     client: clickhouse::Client,
     database: String,
+    cluster: Option<Cluster>,
     query_timeout: Duration,
     insert_timeout: Duration,
 }
@@ -93,9 +100,13 @@ impl ClickHouse {
         if let Some(password) = &config.password {
             client = client.with_password(password);
         }
+        if config.cluster.is_some() {
+            client = cluster::SETTINGS.iter().fold(client, |client, (name, value)| client.with_setting(*name, *value));
+        }
         Self {
             client,
             database: config.database.clone(),
+            cluster: config.cluster.clone(),
             query_timeout: config.query_timeout,
             insert_timeout: config.insert_timeout,
         }
@@ -105,10 +116,20 @@ impl ClickHouse {
         &self.database
     }
 
+    /// The cluster that the tables are spread over, if they are.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
     /// A query on this database, sent as it is; bind its values with [`Query::param`], run it with [`Self::rows`] or
     /// [`Self::execute`], which add the time-out.
     pub fn query(&self, sql: &str) -> Query {
         self.client.query_raw(sql)
+    }
+
+    /// As [`Self::query`], when this database may not be there yet.
+    pub fn query_outside(&self, sql: &str) -> Query {
+        self.client.clone().with_database("default").query_raw(sql)
     }
 
     /// Runs a query and collects its rows, which must be few.
@@ -132,8 +153,9 @@ impl ClickHouse {
 
     /// Creates the database if it is missing: the one statement that cannot name it as its own.
     pub async fn create_database(&self) -> Result<(), ClickHouseError> {
-        let client = self.client.clone().with_database("default");
-        let query = client.query("CREATE DATABASE IF NOT EXISTS {name:Identifier}").param("name", &self.database);
+        let on = self.cluster.as_ref().map(Cluster::clause).unwrap_or_default();
+        let sql = format!("CREATE DATABASE IF NOT EXISTS {{name:Identifier}}{on}");
+        let query = self.query_outside(&sql).param("name", &self.database);
         self.execute("create the database", query).await
     }
 
