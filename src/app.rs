@@ -42,6 +42,7 @@ use crate::http::update_service::UpdateService;
 use crate::ids::DeviceId;
 use crate::observe;
 use crate::presence::Past;
+use crate::sampler;
 use crate::store::{sqlite, DeviceRow, Store, StoreError};
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use crate::telemetry::journal::{self, Journal, JournalOptions};
@@ -216,7 +217,7 @@ impl Server {
             password: config.clickhouse_password.clone(),
             ..ClickHouseConfig::new(&clickhouse_url)
         });
-        let retention = retention(config.retention_days);
+        let retention = config.retention;
         prepare_tables(&clickhouse, retention).await?;
         let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
         let writer = writer::start(journal.clone(), clickhouse.clone(), options)?;
@@ -256,6 +257,7 @@ impl Server {
             transfers: binaries.counters.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
+        sampler::start(metrics.clone(), journal.clone(), is_stopping.clone());
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
         let deployments = Deployments::start(deployment::Parts {
             store: store.clone(),
@@ -362,12 +364,6 @@ async fn prepare_tables(clickhouse: &ClickHouse, retention: Retention) -> Result
         }
     });
     Ok(())
-}
-
-/// Heartbeats stay as long as the operator said; 0 days means for ever. The other tables keep their defaults.
-fn retention(heartbeat_days: u32) -> Retention {
-    const DAY: Duration = Duration::from_secs(86_400);
-    Retention { heartbeats: (heartbeat_days > 0).then(|| DAY * heartbeat_days), ..Retention::default() }
 }
 
 /// What a restart knows of a device's presence.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::telemetry::clickhouse::Cluster;
 use crate::telemetry::journal::SyncMode;
+use crate::telemetry::schema::Retention;
 
 /// What a user may set. `None` everywhere means "the default".
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -60,6 +61,18 @@ pub struct Settings {
     /// Days that heartbeats stay in ClickHouse; 0 keeps them for ever [default: 30]
     #[arg(long, env = "FLEETD_RETENTION_DAYS", value_name = "DAYS")]
     pub retention_days: Option<u32>,
+
+    /// Days that metrics stay by the minute (table rollup_1m); 0 keeps them for ever [default: 90]
+    #[arg(long, env = "FLEETD_ROLLUP_RETENTION_DAYS", value_name = "DAYS")]
+    pub rollup_retention_days: Option<u32>,
+
+    /// Days that metrics stay by the hour (rollup_1h and device_1h); 0 keeps them for ever [default: 730]
+    #[arg(long, env = "FLEETD_HOURLY_RETENTION_DAYS", value_name = "DAYS")]
+    pub hourly_retention_days: Option<u32>,
+
+    /// Days that events of devices and deployments stay; 0 keeps them for ever [default: 365]
+    #[arg(long, env = "FLEETD_EVENT_RETENTION_DAYS", value_name = "DAYS")]
+    pub event_retention_days: Option<u32>,
 
     /// When the journal is fsynced: "always", "interval:50ms" or "never" [default: interval:50ms]
     #[arg(long, env = "FLEETD_SYNC", value_name = "MODE")]
@@ -117,6 +130,8 @@ pub struct RateLimitSettings {
 /// anew: rows that are to stay for a hundred years would be dropped at once.
 const MAX_RETENTION_DAYS: u64 = 10_000;
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 /// Where ClickHouse is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClickHouseTarget {
@@ -138,7 +153,7 @@ pub struct Config {
     pub clickhouse_cluster: Option<Cluster>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<String>,
-    pub retention_days: u32,
+    pub retention: Retention,
     pub sync: SyncMode,
     pub journal_capacity_bytes: u64,
     pub journal_segment_bytes: u64,
@@ -201,6 +216,9 @@ impl Settings {
             engine_listen: self.engine_listen.or(fallback.engine_listen),
             engine_library: self.engine_library.or(fallback.engine_library),
             retention_days: self.retention_days.or(fallback.retention_days),
+            rollup_retention_days: self.rollup_retention_days.or(fallback.rollup_retention_days),
+            hourly_retention_days: self.hourly_retention_days.or(fallback.hourly_retention_days),
+            event_retention_days: self.event_retention_days.or(fallback.event_retention_days),
             sync: self.sync.or(fallback.sync),
             journal_capacity_mb: self.journal_capacity_mb.or(fallback.journal_capacity_mb),
             journal_segment_mb: self.journal_segment_mb.or(fallback.journal_segment_mb),
@@ -237,11 +255,19 @@ impl Settings {
         let segment_mb = self.journal_segment_mb.unwrap_or(64);
         let capacity_mb = self.journal_capacity_mb.unwrap_or(8192);
         let interval = self.heartbeat_interval_seconds.unwrap_or(30);
-        let retention_days = self.retention_days.unwrap_or(30);
+        let usual = Retention::default();
+        let events = kept("event_retention_days", self.event_retention_days, usual.device_events)?;
+        let retention = Retention {
+            heartbeats: kept("retention_days", self.retention_days, usual.heartbeats)?,
+            device_events: events,
+            deployment_events: events,
+            rollup_1m: kept("rollup_retention_days", self.rollup_retention_days, usual.rollup_1m)?,
+            rollup_1h: kept("hourly_retention_days", self.hourly_retention_days, usual.rollup_1h)?,
+            ..usual
+        };
         in_range("workers", workers as u64, 1..=1024, "1 to 1024 threads")?;
         in_range("journal_segment_mb", segment_mb, 1..=1024, "1 to 1024 megabytes")?;
         in_range("journal_capacity_mb", capacity_mb, 2 * segment_mb..=1 << 20, "two segments to 1048576 megabytes")?;
-        in_range("retention_days", retention_days.into(), 0..=MAX_RETENTION_DAYS, "up to 10000 days, or 0 for ever")?;
         in_range("heartbeat_interval_seconds", interval.into(), 1..=86_400, "1 second to a day")?;
         let public_url = self.public_url.map(public_url).transpose()?;
         let artifact_store = self.artifact_store.map(artifact_store).transpose()?;
@@ -254,7 +280,7 @@ impl Settings {
             clickhouse_cluster,
             clickhouse_user: self.clickhouse_user,
             clickhouse_password: self.clickhouse_password,
-            retention_days,
+            retention,
             sync: self.sync.unwrap_or(SyncMode::Interval(Duration::from_millis(50))),
             journal_capacity_bytes: capacity_mb << 20,
             journal_segment_bytes: segment_mb << 20,
@@ -308,6 +334,13 @@ fn artifact_store(value: String) -> Result<String, ConfigError> {
         Some(bucket) if !bucket.is_empty() && !bucket.starts_with('/') => Ok(value),
         _ => Err(ConfigError::Url { name: "artifact_store", value, expected: "s3://BUCKET or s3://BUCKET/PREFIX" }),
     }
+}
+
+/// How long something is kept: `usual` where nobody said it, for ever (`None`) where the user said 0.
+fn kept(name: &'static str, days: Option<u32>, usual: Option<Duration>) -> Result<Option<Duration>, ConfigError> {
+    let Some(days) = days else { return Ok(usual) };
+    in_range(name, days.into(), 0..=MAX_RETENTION_DAYS, "up to 10000 days, or 0 for ever")?;
+    Ok((days > 0).then(|| DAY * days))
 }
 
 fn in_range(
@@ -404,11 +437,33 @@ mod tests {
 
     #[test]
     fn a_retention_beyond_what_clickhouse_can_count_is_refused() {
-        let kept = |days| Settings { retention_days: Some(days), ..Settings::default() }.resolve(None);
-        for days in [0, 1, 10_000] {
-            kept(days).expect("counted");
+        let resolved = |name: &str, days: u32| settings(&format!("{name} = {days}")).expect("a setting").resolve(None);
+        for name in ["retention_days", "rollup_retention_days", "hourly_retention_days", "event_retention_days"] {
+            for days in [0, 1, 10_000] {
+                resolved(name, days).expect("counted");
+            }
+            let message = resolved(name, 36_500).expect_err("a hundred years").to_string();
+            assert!(message.contains(&format!("{name} = 36500")), "{message}");
         }
-        assert!(kept(36_500).expect_err("a hundred years").to_string().contains("retention_days = 36500"));
+    }
+
+    #[test]
+    fn what_nobody_set_is_kept_as_long_as_usual_and_what_is_set_to_0_for_ever() {
+        let retention = |text: &str| settings(text).expect("valid").resolve(None).expect("valid").retention;
+        let usual = Retention::default();
+        assert_eq!(retention(""), usual);
+        let told = retention(
+            "retention_days = 0\nrollup_retention_days = 1\nhourly_retention_days = 2\nevent_retention_days = 3",
+        );
+        let expected = Retention {
+            heartbeats: None,
+            rollup_1m: Some(DAY),
+            rollup_1h: Some(2 * DAY),
+            device_events: Some(3 * DAY),
+            deployment_events: Some(3 * DAY),
+            ..usual
+        };
+        assert_eq!(told, expected);
     }
 
     #[test]

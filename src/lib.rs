@@ -21,5 +21,6 @@ pub mod observe;
 pub mod presence;
 pub mod query;
 pub mod rollout;
+pub mod sampler;
 pub mod store;
 pub mod telemetry;

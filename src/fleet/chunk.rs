@@ -22,6 +22,7 @@ use super::stats::{finite, Gauges};
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::{Pause, UnixMillis};
 use crate::presence::{self, Facts, Moment, Past};
+use crate::telemetry::row::KnownDevice;
 
 pub struct Chunk {
     pub hot: Hot,
@@ -172,6 +173,11 @@ impl Hot {
         none_if_zero(self.uptime_seconds[row].load(Ordering::Relaxed) as f64)
     }
 
+    /// What the device's `SystemInfo` says of its memory in MB and its disk in GB; 0 is not known.
+    pub fn totals(&self, row: usize) -> (u64, f64) {
+        (self.memory_mb[row].load(Ordering::Relaxed), get(&self.disk_gb[row]))
+    }
+
     pub fn memory_mb(&self, row: usize) -> f64 {
         none_if_zero(self.memory_mb[row].load(Ordering::Relaxed) as f64)
     }
@@ -219,6 +225,18 @@ impl Row {
     /// Takes over live state, all but the version. The caller holds the device's lock, and the device is known.
     pub fn mirror(&self, live: &Live) {
         self.chunk.hot.mirror(self.slot(), live);
+    }
+
+    /// Runs `read` on what is known of the row's device, with the chunk held against changes; nothing is known of a device
+    /// that has no row (any more).
+    pub fn with_known<T>(&self, entry: &DeviceEntry, read: impl FnOnce(KnownDevice<'_>) -> T) -> T {
+        let described = self.chunk.described.read();
+        if !self.is_of(&described, entry) {
+            return read(KnownDevice::default());
+        }
+        let (memory_mb, disk_gb) = self.chunk.hot.totals(self.slot());
+        let (device_type, version) = described.type_and_version(self.slot());
+        read(KnownDevice { device_type, version, memory_mb, disk_gb })
     }
 
     /// Runs `change` with the row and the device's live state held alone; not for a device that has no row (any more).

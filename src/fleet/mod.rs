@@ -37,7 +37,7 @@ pub use description::Description;
 pub use queries::{FleetQueries, QueryFailure, QueryStats};
 pub use scan::{Page, Place, Selection};
 pub use stats::percentages;
-pub use targets::{Capacity, DeviceKind, Survey, SurveyRequest};
+pub use targets::{DeviceKind, Survey, SurveyRequest};
 
 use crate::actors::entry::DeviceEntry;
 use crate::clock;

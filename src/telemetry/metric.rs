@@ -20,8 +20,6 @@ pub struct Known {
     pub nature: Nature,
     /// NULL where a row does not tell it.
     value: &'static str,
-    /// Of which total of the device it is a share, where reports leave the total out.
-    pub share_of: Option<Total>,
 }
 
 /// How a metric behaves over time.
@@ -33,23 +31,12 @@ pub enum Nature {
     Counter,
 }
 
-/// What the registry knows of a device and its heartbeats may leave out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Total {
-    MemoryMb,
-    DiskGb,
-}
-
 const fn gauge(name: &'static str, value: &'static str) -> Known {
-    Known { name, nature: Nature::Gauge, value, share_of: None }
+    Known { name, nature: Nature::Gauge, value }
 }
 
 const fn counter(name: &'static str, value: &'static str) -> Known {
-    Known { name, nature: Nature::Counter, value, share_of: None }
-}
-
-const fn share(name: &'static str, value: &'static str, total: Total) -> Known {
-    Known { name, nature: Nature::Gauge, value, share_of: Some(total) }
+    Known { name, nature: Nature::Counter, value }
 }
 
 /// Per cent of the total, which the row has from the report or, where that leaves it out, from the registry.
@@ -74,8 +61,8 @@ const SWAP: &str = "if(memory_used_mb IS NULL, NULL, swap_used_mb)";
 
 const KNOWN: [Known; 19] = [
     gauge("cpu_usage", "cpu_percent"),
-    share("memory_usage", MEMORY_SHARE, Total::MemoryMb),
-    share("disk_usage", DISK_SHARE, Total::DiskGb),
+    gauge("memory_usage", MEMORY_SHARE),
+    gauge("disk_usage", DISK_SHARE),
     gauge("memory_used_mb", "memory_used_mb"),
     gauge("disk_used_gb", "disk_used_gb"),
     gauge("swap_used_mb", SWAP),
@@ -132,20 +119,12 @@ impl Metric {
         }
     }
 
-    /// The metric in a row of `heartbeats`, NULL where the row does not tell it. Where [`Self::total`] says one,
-    /// `known_total` is an alias of the query; one of the fleet's own is named by the parameter `metric`.
+    /// The metric in a row of `heartbeats`, NULL where the row does not tell it. One of the fleet's own is named by the
+    /// parameter `metric`.
     pub fn value(&self) -> &'static str {
         match self {
             Self::Known(known) => known.value,
             Self::Custom(_) => CUSTOM,
-        }
-    }
-
-    /// Of which total it is a share.
-    pub fn total(&self) -> Option<Total> {
-        match self {
-            Self::Known(known) => known.share_of,
-            Self::Custom(_) => None,
         }
     }
 

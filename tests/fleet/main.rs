@@ -8,6 +8,7 @@ mod cut_off;
 mod edit;
 mod listing;
 mod presence;
+mod rows;
 mod stream;
 
 use std::time::{Duration, Instant};

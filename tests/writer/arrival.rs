@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use fleetd::telemetry::clickhouse::ClickHouse;
-use fleetd::telemetry::row::{encode_heartbeat, DeviceEvent, Table, UnixMillis};
+use fleetd::telemetry::row::{encode_heartbeat, DeviceEvent, KnownDevice, Table, UnixMillis};
 use fleetd_proto::v1::{device_status, DeviceStatus, HeartbeatRequest, ProcessInfo, SystemStats};
 
 use crate::fixture::{config, eventually, shared_engine, Fixture, Random, SOON};
@@ -52,7 +52,7 @@ async fn hostile_and_missing_values_are_stored_as_documented() {
     };
     for (device, heartbeat) in [("hostile", &hostile), ("silent", &HeartbeatRequest::default())] {
         let mut record = Vec::new();
-        encode_heartbeat(device, heartbeat, received_at, &mut record).expect("valid");
+        encode_heartbeat(device, &KnownDevice::default(), heartbeat, received_at, &mut record).expect("valid");
         fixture.append_raw(&record).await;
     }
     let mut record = Vec::new();

@@ -4,6 +4,7 @@
 //! Values in a query are always bound parameters; table and column names come from [`Table`](super::row::Table).
 pub mod cluster;
 mod error;
+mod id_list;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use hyper_util::rt::TokioExecutor;
 
 pub use cluster::Cluster;
 pub use error::{ClickHouseError, ErrorClass};
+pub use id_list::IdList;
 
 /// A connection attempt that takes longer than this on a network that works is a dead host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
