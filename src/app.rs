@@ -223,6 +223,7 @@ impl Server {
         };
         let clickhouse = ClickHouse::new(&ClickHouseConfig {
             database: config.clickhouse_database.clone(),
+            cluster: config.clickhouse_cluster.clone(),
             user: config.clickhouse_user.clone(),
             password: config.clickhouse_password.clone(),
             ..ClickHouseConfig::new(&clickhouse_url)

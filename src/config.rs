@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::health::{HealthRules, HealthSettings, RulesError};
+use crate::telemetry::clickhouse::Cluster;
 use crate::telemetry::journal::SyncMode;
 use crate::telemetry::schema::Retention;
 
@@ -36,6 +37,11 @@ pub struct Settings {
     /// Database for the tables [default: fleetd]
     #[arg(long, env = "FLEETD_CLICKHOUSE_DATABASE", value_name = "NAME")]
     pub clickhouse_database: Option<String>,
+
+    /// Cluster behind --clickhouse-url, by its name in ClickHouse's remote_servers: every table is then replicated and
+    /// spread over its shards [default: none, a single server]
+    #[arg(long, env = "FLEETD_CLICKHOUSE_CLUSTER", value_name = "NAME")]
+    pub clickhouse_cluster: Option<String>,
 
     /// User for --clickhouse-url [default: default]
     #[arg(long, env = "FLEETD_CLICKHOUSE_USER", value_name = "NAME")]
@@ -157,6 +163,8 @@ pub struct Config {
     pub workers: usize,
     pub clickhouse: ClickHouseTarget,
     pub clickhouse_database: String,
+    /// Only with [`ClickHouseTarget::Server`].
+    pub clickhouse_cluster: Option<Cluster>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<String>,
     pub retention: Retention,
@@ -194,6 +202,8 @@ pub enum ConfigError {
     /// The value is left out: it may hold a password.
     #[error("clickhouse_url {0}")]
     ClickHouseUrl(&'static str),
+    #[error("clickhouse_cluster names a cluster, and the embedded ClickHouse is none: give clickhouse_url too")]
+    ClusterWithoutUrl,
     #[error("{name} = {value} is out of range: {expected}")]
     Range { name: &'static str, value: String, expected: &'static str },
     #[error("{name} = {value:?} is not valid: give {expected}")]
@@ -219,6 +229,7 @@ impl Settings {
             workers: self.workers.or(fallback.workers),
             clickhouse_url: self.clickhouse_url.or(fallback.clickhouse_url),
             clickhouse_database: self.clickhouse_database.or(fallback.clickhouse_database),
+            clickhouse_cluster: self.clickhouse_cluster.or(fallback.clickhouse_cluster),
             clickhouse_user: self.clickhouse_user.or(fallback.clickhouse_user),
             clickhouse_password: self.clickhouse_password.or(fallback.clickhouse_password),
             engine_listen: self.engine_listen.or(fallback.engine_listen),
@@ -259,6 +270,10 @@ impl Settings {
                 library: self.engine_library,
             },
         };
+        let clickhouse_cluster = self.clickhouse_cluster.map(cluster).transpose()?;
+        if clickhouse_cluster.is_some() && matches!(clickhouse, ClickHouseTarget::Embedded { .. }) {
+            return Err(ConfigError::ClusterWithoutUrl);
+        }
         let workers = self.workers.unwrap_or(cores);
         let segment_mb = self.journal_segment_mb.unwrap_or(64);
         let capacity_mb = self.journal_capacity_mb.unwrap_or(8192);
@@ -289,6 +304,7 @@ impl Settings {
             workers,
             clickhouse,
             clickhouse_database: self.clickhouse_database.unwrap_or_else(|| "fleetd".into()),
+            clickhouse_cluster,
             clickhouse_user: self.clickhouse_user,
             clickhouse_password: self.clickhouse_password,
             retention,
@@ -337,6 +353,10 @@ fn public_url(value: String) -> Result<String, ConfigError> {
         return Err(ConfigError::Url { name: "public_url", value, expected });
     }
     Ok(value.trim_end_matches('/').to_owned())
+}
+
+fn cluster(value: String) -> Result<Cluster, ConfigError> {
+    Cluster::named(&value).ok_or(ConfigError::Url { name: "clickhouse_cluster", value, expected: Cluster::EXPECTED })
 }
 
 fn artifact_store(value: String) -> Result<String, ConfigError> {
@@ -411,6 +431,23 @@ mod tests {
             let message = resolve(url).expect_err(url).to_string();
             assert!(message.contains(told) && !message.contains("hunter2"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_cluster_is_named_by_a_word_and_behind_a_url() {
+        let resolve = |url: Option<&str>, cluster: &str| {
+            let (clickhouse_url, clickhouse_cluster) = (url.map(str::to_owned), Some(cluster.to_owned()));
+            Settings { clickhouse_url, clickhouse_cluster, ..Settings::default() }.resolve(None)
+        };
+        let url = Some("http://db:8123");
+        let config = resolve(url, "fleet").expect("a cluster");
+        assert_eq!(config.clickhouse_cluster.expect("kept").name(), "fleet");
+        for wrong in ["", "a-b", "1a", "x'; DROP DATABASE fleetd"] {
+            let message = resolve(url, wrong).expect_err(wrong).to_string();
+            assert!(message.contains("clickhouse_cluster") && message.contains("remote_servers"), "{message}");
+        }
+        let message = resolve(None, "fleet").expect_err("no server").to_string();
+        assert!(message.contains("clickhouse_url"), "{message}");
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn load(rate: f64) -> Load {
         rate: Some(rate),
         timeout: Duration::from_secs(10),
         keep_ledger: true,
-        extras: Extras { processes: PROCESSES, metrics: 2 },
+        extras: Extras { processes: PROCESSES, metrics: 2, all_readings: false },
         ..Load::default()
     }
 }

@@ -3,6 +3,7 @@
 //! Everything goes over HTTP, nearly all through the `clickhouse` crate ([`stream`] says what does not), whether the server
 //! is the embedded engine or a cluster.
 //! Values in a query are always bound parameters; table and column names come from [`Table`](super::row::Table).
+pub mod cluster;
 mod error;
 mod id_list;
 mod stream;
@@ -15,6 +16,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
 
+pub use cluster::Cluster;
 pub use error::{ClickHouseError, ErrorClass};
 pub use id_list::IdList;
 pub use stream::{ByteStream, StreamError};
@@ -34,6 +36,8 @@ pub struct ClickHouseConfig {
     /// `http://host:port`.
     pub url: String,
     pub database: String,
+    /// `None`: a single server.
+    pub cluster: Option<Cluster>,
     pub user: Option<String>,
     pub password: Option<String>,
     /// For one query, its result included.
@@ -50,6 +54,7 @@ impl ClickHouseConfig {
         Self {
             url: url.into(),
             database: Self::DEFAULT_DATABASE.into(),
+            cluster: None,
             user: None,
             password: None,
             query_timeout: Duration::from_secs(30),
@@ -64,6 +69,7 @@ impl std::fmt::Debug for ClickHouseConfig {
         f.debug_struct("ClickHouseConfig")
             .field("url", &self.url.rsplit_once('@').map_or(self.url.as_str(), |(_, host)| host))
             .field("database", &self.database)
+            .field("cluster", &self.cluster)
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "…"))
             .field("query_timeout", &self.query_timeout)
@@ -78,6 +84,7 @@ pub struct ClickHouse {
     client: clickhouse::Client,
     door: Door,
     database: String,
+    cluster: Option<Cluster>,
     query_timeout: Duration,
     insert_timeout: Duration,
 }
@@ -107,10 +114,14 @@ impl ClickHouse {
         if let Some(password) = &config.password {
             client = client.with_password(password);
         }
+        if config.cluster.is_some() {
+            client = cluster::SETTINGS.iter().fold(client, |client, (name, value)| client.with_setting(*name, *value));
+        }
         Self {
             client,
             door,
             database: config.database.clone(),
+            cluster: config.cluster.clone(),
             query_timeout: config.query_timeout,
             insert_timeout: config.insert_timeout,
         }
@@ -126,10 +137,20 @@ impl ClickHouse {
         &self.database
     }
 
+    /// The cluster that the tables are spread over, if they are.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
     /// A query on this database, sent as it is; bind its values with [`Query::param`], run it with [`Self::rows`] or
     /// [`Self::execute`], which add the time-out.
     pub fn query(&self, sql: &str) -> Query {
         self.client.query_raw(sql)
+    }
+
+    /// As [`Self::query`], when this database may not be there yet.
+    pub fn query_outside(&self, sql: &str) -> Query {
+        self.client.clone().with_database("default").query_raw(sql)
     }
 
     /// Runs a query and collects its rows, which must be few.
@@ -167,8 +188,9 @@ impl ClickHouse {
 
     /// Creates the database if it is missing: the one statement that cannot name it as its own.
     pub async fn create_database(&self) -> Result<(), ClickHouseError> {
-        let client = self.client.clone().with_database("default");
-        let query = client.query("CREATE DATABASE IF NOT EXISTS {name:Identifier}").param("name", &self.database);
+        let on = self.cluster.as_ref().map(Cluster::clause).unwrap_or_default();
+        let sql = format!("CREATE DATABASE IF NOT EXISTS {{name:Identifier}}{on}");
+        let query = self.query_outside(&sql).param("name", &self.database);
         self.execute("create the database", query).await
     }
 

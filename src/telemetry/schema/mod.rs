@@ -1,10 +1,14 @@
 //! The telemetry tables: brought up to date at each start by numbered migrations, and aged by the configured retention.
+pub mod cluster;
 mod plan;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use cluster::Arrangement;
 pub use plan::{pending, Applied, Migration, RefusedSchema};
 
+use super::clickhouse::cluster::local;
 use super::clickhouse::{ClickHouse, ClickHouseError};
 use super::row::Table;
 
@@ -104,8 +108,13 @@ impl SchemaError {
 
 /// Creates the database if need be, applies what is missing, and sets the retention where it differs.
 pub async fn migrate(clickhouse: &ClickHouse, retention: &Retention) -> Result<(), SchemaError> {
+    check_arrangement(clickhouse).await?;
     clickhouse.create_database().await?;
-    clickhouse.execute("create the list of migrations", clickhouse.query(BOOKKEEPING)).await?;
+    let bookkeeping = match clickhouse.cluster().and_then(|cluster| cluster::bookkeeping(BOOKKEEPING, cluster)) {
+        Some(replicated) => Cow::Owned(replicated),
+        None => Cow::Borrowed(BOOKKEEPING),
+    };
+    clickhouse.execute("create the list of migrations", clickhouse.query(&bookkeeping)).await?;
     let applied: Vec<Applied> = clickhouse
         .rows("read the list of migrations", clickhouse.query("SELECT version, checksum FROM schema_migrations"))
         .await?;
@@ -120,11 +129,19 @@ pub async fn migrate(clickhouse: &ClickHouse, retention: &Retention) -> Result<(
 
 async fn apply(clickhouse: &ClickHouse, migration: &Migration) -> Result<(), SchemaError> {
     let Migration { version, name, .. } = *migration;
-    for (at, statement) in migration.statements().iter().enumerate() {
-        clickhouse
-            .execute("apply a migration", clickhouse.query(statement))
-            .await
-            .map_err(|source| SchemaError::Migration { version, name, statement: at + 1, source })?;
+    for (at, statement) in migration.statements().into_iter().enumerate() {
+        let statements = match clickhouse.cluster() {
+            Some(cluster) => {
+                cluster::statements(&statement, cluster, clickhouse.database()).map_err(RefusedSchema::from)?
+            }
+            None => vec![statement],
+        };
+        for statement in statements {
+            clickhouse
+                .execute("apply a migration", clickhouse.query(&statement))
+                .await
+                .map_err(|source| SchemaError::Migration { version, name, statement: at + 1, source })?;
+        }
     }
     let record = clickhouse
         .query(
@@ -142,6 +159,26 @@ async fn apply(clickhouse: &ClickHouse, migration: &Migration) -> Result<(), Sch
 }
 
 #[derive(clickhouse::Row, serde::Deserialize)]
+struct Engine {
+    engine: String,
+}
+
+/// Refuses a database that was made for a single server when a cluster is wanted, and the other way round: its list of
+/// migrations would say that all is there.
+async fn check_arrangement(clickhouse: &ClickHouse) -> Result<(), SchemaError> {
+    let query = clickhouse
+        .query_outside("SELECT engine FROM system.tables WHERE database = {database:String} AND name = {table:String}")
+        .param("database", clickhouse.database())
+        .param("table", Table::Heartbeats.name());
+    let found: Vec<Engine> = clickhouse.rows("read how the tables are arranged", query).await?;
+    let wanted = if clickhouse.cluster().is_some() { Arrangement::Cluster } else { Arrangement::Single };
+    match found.first().map(|row| Arrangement::of_engine(&row.engine)) {
+        Some(found) if found != wanted => Err(RefusedSchema::Arranged { found, wanted }.into()),
+        _ => Ok(()),
+    }
+}
+
+#[derive(clickhouse::Row, serde::Deserialize)]
 struct Ttl {
     ttl: String,
 }
@@ -153,13 +190,18 @@ async fn apply_retention(
     counted_from: &str,
     retention: Option<Duration>,
 ) -> Result<(), SchemaError> {
+    // The table that holds the rows, and on which servers to alter it.
+    let (name, on) = match clickhouse.cluster() {
+        Some(cluster) => (Cow::Owned(local(table)), cluster.clause()),
+        None => (Cow::Borrowed(table), String::new()),
+    };
     let query = clickhouse
         .query(
             "SELECT extract(engine_full, 'TTL (.*?)(?: SETTINGS |$)') AS ttl \
              FROM system.tables WHERE database = {database:String} AND name = {table:String}",
         )
         .param("database", clickhouse.database())
-        .param("table", table);
+        .param("table", name.as_ref());
     let found: Vec<Ttl> = clickhouse.rows("read a table's retention", query).await?;
     let found = found.first().map_or("", |row| row.ttl.as_str());
     // As ClickHouse prints it back, so that this is a comparison of texts.
@@ -169,11 +211,11 @@ async fn apply_retention(
         return Ok(());
     }
     let statement = match wanted.as_str() {
-        "" => format!("ALTER TABLE {table} REMOVE TTL"),
-        expression => format!("ALTER TABLE {table} MODIFY TTL {expression}"),
+        "" => format!("ALTER TABLE {name}{on} REMOVE TTL"),
+        expression => format!("ALTER TABLE {name}{on} MODIFY TTL {expression}"),
     };
     clickhouse.execute("set a table's retention", clickhouse.query(&statement)).await?;
-    tracing::info!(table, was = found, now = wanted, "retention changed");
+    tracing::info!(table = name.as_ref(), was = found, now = wanted, "retention changed");
     Ok(())
 }
 
