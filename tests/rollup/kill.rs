@@ -49,7 +49,7 @@ fn tables_equal_their_heartbeats_after_kills_of_server_and_engine_under_load() {
         connections: 16,
         rate: Some(RATE),
         timeout: Duration::from_secs(10),
-        extras: Extras { processes: 0, metrics: 2 },
+        extras: Extras { processes: 0, metrics: 2, all_readings: false },
         ..Load::default()
     };
     let run = fleet.start(&load).expect("the load starts");
