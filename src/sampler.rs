@@ -29,7 +29,7 @@ pub fn start(metrics: Metrics, journal: Journal, mut stopping: watch::Receiver<b
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
-                _ = ticks.tick() => sample(&metrics, &journal).await,
+                _ = ticks.tick() => metrics.count_sample(sample(&metrics, &journal).await),
                 // An error says that the server is gone already.
                 _ = stopping.wait_for(|is_stopping| *is_stopping) => return,
             }
@@ -37,27 +37,26 @@ pub fn start(metrics: Metrics, journal: Journal, mut stopping: watch::Receiver<b
     });
 }
 
-async fn sample(metrics: &Metrics, journal: &Journal) {
+/// Takes a sample; whether it is in the journal.
+async fn sample(metrics: &Metrics, journal: &Journal) -> bool {
     let stats = journal.metrics();
     if stats.bytes as f64 > stats.capacity_bytes as f64 * pace::JOURNAL_SHARE.0 {
         tracing::debug!(bytes = stats.bytes, "the journal fills up, the server's own metrics are not sampled");
-        return;
+        return false;
     }
     let mut record = Vec::new();
     let left_out = encode(&metrics.render(), UnixMillis::now(), &mut record);
     if left_out > 0 {
         tracing::warn!(left_out, limit = MAX_ROWS, "more metrics than a sample holds, the last are left out");
     }
-    if record.is_empty() {
-        return;
-    }
     let kept = match journal.append(&record) {
         Ok(ticket) => ticket.committed().await.map(drop).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    if let Err(error) = kept {
+    if let Err(error) = &kept {
         tracing::debug!(error, "a sample of the server's own metrics is not kept");
     }
+    kept.is_ok()
 }
 
 /// Appends a row for each of the first [`MAX_ROWS`] readings in `text`; how many more there were.
@@ -156,13 +155,13 @@ mod tests {
             ..JournalOptions::new(dir.path().join("journal"))
         };
         let (journal, _) = Journal::open(options).expect("opens");
-        sample(&metrics(), &journal).await;
+        assert!(sample(&metrics(), &journal).await);
         assert_eq!(journal.written_seq(), 1, "a sample is one record");
         while journal.bytes() <= 20_480 {
             journal.append(&[0; 1_000]).expect("room").committed().await.expect("written");
         }
         let before = journal.written_seq();
-        sample(&metrics(), &journal).await;
+        assert!(!sample(&metrics(), &journal).await);
         assert_eq!(journal.written_seq(), before);
     }
 }

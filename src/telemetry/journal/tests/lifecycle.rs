@@ -175,6 +175,19 @@ fn segments_roll_and_are_all_there_after_a_crash_and_after_a_clean_stop() {
 }
 
 #[test]
+fn a_journal_never_holds_more_than_its_capacity_however_long_records_are() {
+    for length in (60..260).step_by(7) {
+        let dir = folder();
+        let options = JournalOptions { segment_bytes: 4096, capacity_bytes: 16384, ..options(dir.path()) };
+        let (journal, _) = Journal::open(options).expect("the journal opens");
+        while let Ok(ticket) = journal.append(&vec![7; length]) {
+            block_on(ticket.committed()).expect("written");
+        }
+        assert!((15_800..=16_384).contains(&journal.bytes()), "{} bytes with records of {length}", journal.bytes());
+    }
+}
+
+#[test]
 fn a_full_journal_refuses_and_takes_again_after_a_trim() {
     let dir = folder();
     let options = JournalOptions { segment_bytes: 4096, capacity_bytes: 16384, ..options(dir.path()) };
