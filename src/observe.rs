@@ -223,7 +223,11 @@ fn rollups(status: &RollupStatus) -> Vec<Reading> {
         lag("rollup_1h_lag_seqs", "The same of rollup_1h, which is built about hourly", hours),
         lag("device_1h_lag_seqs", "The same of device_1h, which is built about hourly", device_hours),
         lag("device_latest_lag_seqs", "The same of device_latest", latest),
-        counter("rollup_ranges", "Ranges of the journal that were computed, each table's for itself", sum(|t| t.ranges)),
+        counter(
+            "rollup_ranges",
+            "Ranges of the journal that were computed, each table's for itself",
+            sum(|t| t.ranges),
+        ),
         counter("rollup_audits", "Ranges that were compared with their heartbeats", sum(|t| t.audits)),
         counter("rollup_repairs", "Ranges that differed from them and were computed again", sum(|t| t.repairs)),
         counter("rollup_failures", "Attempts to compute or compare a range that failed", sum(|t| t.failures)),

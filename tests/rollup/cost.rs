@@ -32,7 +32,9 @@ async fn cost_of_views_and_of_ranges() {
             fixture.execute("CREATE TABLE source AS heartbeats ENGINE = Memory").await;
             fixture.execute(&rows(batch)).await;
             let before = Instant::now();
-            fixture.execute("INSERT INTO heartbeats SELECT * FROM source SETTINGS max_threads = 1, insert_deduplicate = 0").await;
+            fixture
+                .execute("INSERT INTO heartbeats SELECT * FROM source SETTINGS max_threads = 1, insert_deduplicate = 0")
+                .await;
             times[place] += before.elapsed();
         }
         if (batch + 1).is_multiple_of(BATCHES_A_PASS) {
@@ -49,7 +51,10 @@ async fn cost_of_views_and_of_ranges() {
     let a_million = |time: Duration| time.as_secs_f64() / total * 1e6;
     let [inserts, inserts_with_views, builds] = times.map(a_million);
     println!("{total} rows; seconds a million rows:");
-    println!("inserts without views {inserts:.2}, with views {inserts_with_views:.2} ({:.1} times)", inserts_with_views / inserts);
+    println!(
+        "inserts without views {inserts:.2}, with views {inserts_with_views:.2} ({:.1} times)",
+        inserts_with_views / inserts
+    );
     println!("passes of the builder {builds:.2}, the longest of {} rows {worst_build:.2?}", BATCH * BATCHES_A_PASS);
     println!("inserts and passes {:.2}", inserts + builds);
     println!("rows that passes read, for each row of heartbeats: {:.1}", read as f64 / total);

@@ -226,7 +226,8 @@ impl Fixture {
         for beat in beats {
             writeln!(lines, "{}", beat.line()).expect("a string");
         }
-        let sql = "INSERT INTO heartbeats (journal_id, seq, row_index, received_at, timestamp, device_id, device_type, \
+        let sql =
+            "INSERT INTO heartbeats (journal_id, seq, row_index, received_at, timestamp, device_id, device_type, \
                    version, state, uptime_seconds, cpu_percent, memory_used_mb, memory_total_mb, temperature_celsius, \
                    metrics) SETTINGS insert_deduplicate = 0 FORMAT JSONEachRow";
         self.clickhouse.insert(sql, lines.into()).await.expect("stored");

@@ -31,10 +31,8 @@ fn tables_equal_their_heartbeats_after_kills_of_server_and_engine_under_load() {
     };
     println!("FLEETD_CHAOS_SEED={seed} repeats what is random here");
     let mut random = Random(seed);
-    let options = Options::default()
-        .unlimited()
-        .env("FLEETD_JOURNAL_SEGMENT_MB", "1")
-        .env("FLEETD_ROLLUP_INTERVAL_SECONDS", "1");
+    let options =
+        Options::default().unlimited().env("FLEETD_JOURNAL_SEGMENT_MB", "1").env("FLEETD_ROLLUP_INTERVAL_SECONDS", "1");
     let mut server = Server::with(options);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let fleet_options = FleetOptions {
@@ -79,6 +77,8 @@ fn tables_equal_their_heartbeats_after_kills_of_server_and_engine_under_load() {
     let before = run.progress().acknowledged;
     let goes_on = wait_until(PATIENCE, || run.progress().acknowledged > before + 1_000);
     assert!(goes_on, "{:?}\n{}", run.progress(), server.log());
+    let answers = wait_until(PATIENCE, || std::net::TcpStream::connect(server.clickhouse()).is_ok());
+    assert!(answers, "the engine is not back\n{}", server.log());
     run.stop();
     let (_, report) = runtime.block_on(run.finish()).expect("the load ends");
     println!("{} heartbeats acknowledged", report.acked);
@@ -86,7 +86,8 @@ fn tables_equal_their_heartbeats_after_kills_of_server_and_engine_under_load() {
     await_covered(&server, "rollup_1m", PATIENCE);
     await_covered(&server, "device_latest", PATIENCE);
     assert_minutes(&server);
-    let behind = "SELECT count() FROM (SELECT device_id, max(received_at) AS at FROM heartbeats GROUP BY device_id) AS raw \
+    let behind =
+        "SELECT count() FROM (SELECT device_id, max(received_at) AS at FROM heartbeats GROUP BY device_id) AS raw \
          LEFT JOIN (SELECT device_id, received_at FROM device_latest FINAL) AS latest USING device_id \
          WHERE raw.at != latest.received_at";
     assert_eq!(number(&server, behind), 0, "devices whose latest is another");
@@ -147,7 +148,8 @@ fn assert_minutes(server: &Server) {
         );
         (name.to_owned(), raw)
     };
-    let own = clickhouse::run(server.clickhouse(), "fleetd", "SELECT DISTINCT arrayJoin(mapKeys(metrics)) FROM heartbeats");
+    let own =
+        clickhouse::run(server.clickhouse(), "fleetd", "SELECT DISTINCT arrayJoin(mapKeys(metrics)) FROM heartbeats");
     let own = own.lines().map(|name| {
         let raw = format!(
             "{group} FROM (SELECT *, metrics['{name}'] AS value FROM heartbeats WHERE mapContains(metrics, '{name}')) \

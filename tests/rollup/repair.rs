@@ -53,11 +53,15 @@ async fn what_is_right_is_left_as_it_is() {
 async fn damage_of_any_kind_is_found_and_mended_in_place() {
     let (fixture, started) = built().await;
     started.committed(900, 900);
-    let bogus = "INSERT INTO rollup_1m (metric, device_type, version, time, journal_id, from_seq, through_seq, generation, \
+    let bogus =
+        "INSERT INTO rollup_1m (metric, device_type, version, time, journal_id, from_seq, through_seq, generation, \
          received_at, count, sum, min, max, last, last_at, last_seq, sketch) SELECT";
     for (damage, least) in [
         // A group, a range, everything.
-        ("ALTER TABLE rollup_1m DELETE WHERE from_seq = 301 AND metric = 'cpu_usage' AND version = '1.0'".to_owned(), 1),
+        (
+            "ALTER TABLE rollup_1m DELETE WHERE from_seq = 301 AND metric = 'cpu_usage' AND version = '1.0'".to_owned(),
+            1,
+        ),
         ("ALTER TABLE rollup_1m DELETE WHERE from_seq = 301".into(), 1),
         ("ALTER TABLE rollup_1m DELETE WHERE 1".into(), 1),
         ("ALTER TABLE rollup_1h DELETE WHERE metric = 'heartbeats'".into(), 1),
@@ -96,11 +100,20 @@ async fn damage_of_any_kind_is_found_and_mended_in_place() {
         fixture.execute(&sql).await;
         let report = audit(&started, ALL).await;
         assert!(report.repaired >= least && report.unrepaired == 0, "{sql}: {report:?}");
+        println!("mended: {sql}");
         assert_whole(&fixture, &started).await;
         let again = audit(&started, ALL).await;
         assert_eq!((again.repaired, again.unrepaired), (0, 0), "{sql}: {again:?}");
     }
     assert_eq!(fixture.number("SELECT uniqExact(device_id) FROM device_latest").await, 40);
+    // A part of an hour is asked for, and another part of it is lost: its hour must not be merged from what is left.
+    fixture.execute("ALTER TABLE rollup_1m DELETE WHERE from_seq > 1 SETTINGS mutations_sync = 2").await;
+    fixture.execute("ALTER TABLE rollup_1h DELETE WHERE from_seq > 301 SETTINGS mutations_sync = 2").await;
+    for span in [AuditSpan::Seqs { first: 310, last: 320 }, AuditSpan::Seqs { first: 700, last: 700 }, ALL] {
+        let report = audit(&started, span).await;
+        assert_eq!(report.unrepaired, 0, "{report:?}");
+    }
+    assert_whole(&fixture, &started).await;
     let status = started.handle.status();
     assert!(status.of(Rollup::Minutes).repairs > 5 && status.of(Rollup::DeviceHours).repairs >= 3, "{status:?}");
 }
@@ -191,7 +204,8 @@ async fn a_span_of_time_is_audited_by_the_ranges_that_have_it() {
     let at = UnixMillis::from_millis_clamped;
     let nothing = audit(&started, AuditSpan::Time { from: at(0), until: at(1_000) }).await;
     assert_eq!(nothing, AuditReport::default());
-    let report = audit(&started, AuditSpan::Time { from: at(fixture.now - 40 * DAY), until: at(fixture.now + HOUR) }).await;
+    let report =
+        audit(&started, AuditSpan::Time { from: at(fixture.now - 40 * DAY), until: at(fixture.now + HOUR) }).await;
     assert!(report.repaired > 0 && report.unrepaired == 0, "{report:?}");
     let of_time = "SELECT count() FROM rollup_1m FINAL WHERE metric = 'heartbeats'";
     assert!(fixture.number(of_time).await > 0);
