@@ -77,6 +77,8 @@ fn tables_equal_their_heartbeats_after_kills_of_server_and_engine_under_load() {
     let before = run.progress().acknowledged;
     let goes_on = wait_until(PATIENCE, || run.progress().acknowledged > before + 1_000);
     assert!(goes_on, "{:?}\n{}", run.progress(), server.log());
+    let answers = wait_until(PATIENCE, || std::net::TcpStream::connect(server.clickhouse()).is_ok());
+    assert!(answers, "the engine is not back\n{}", server.log());
     run.stop();
     let (_, report) = runtime.block_on(run.finish()).expect("the load ends");
     println!("{} heartbeats acknowledged", report.acked);

@@ -100,11 +100,20 @@ async fn damage_of_any_kind_is_found_and_mended_in_place() {
         fixture.execute(&sql).await;
         let report = audit(&started, ALL).await;
         assert!(report.repaired >= least && report.unrepaired == 0, "{sql}: {report:?}");
+        println!("mended: {sql}");
         assert_whole(&fixture, &started).await;
         let again = audit(&started, ALL).await;
         assert_eq!((again.repaired, again.unrepaired), (0, 0), "{sql}: {again:?}");
     }
     assert_eq!(fixture.number("SELECT uniqExact(device_id) FROM device_latest").await, 40);
+    // A part of an hour is asked for, and another part of it is lost: its hour must not be merged from what is left.
+    fixture.execute("ALTER TABLE rollup_1m DELETE WHERE from_seq > 1 SETTINGS mutations_sync = 2").await;
+    fixture.execute("ALTER TABLE rollup_1h DELETE WHERE from_seq > 301 SETTINGS mutations_sync = 2").await;
+    for span in [AuditSpan::Seqs { first: 310, last: 320 }, AuditSpan::Seqs { first: 700, last: 700 }, ALL] {
+        let report = audit(&started, span).await;
+        assert_eq!(report.unrepaired, 0, "{report:?}");
+    }
+    assert_whole(&fixture, &started).await;
     let status = started.handle.status();
     assert!(status.of(Rollup::Minutes).repairs > 5 && status.of(Rollup::DeviceHours).repairs >= 3, "{status:?}");
 }

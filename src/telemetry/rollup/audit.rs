@@ -10,6 +10,7 @@ use super::coverage::Rollup;
 use super::plan::{self, Range, MAX_RECORDS};
 use crate::clock::UnixMillis;
 use crate::telemetry::clickhouse::ClickHouseError;
+use crate::telemetry::journal::Seq;
 use crate::telemetry::schema::Retention;
 
 /// Heartbeats this close to the end of their retention may be dropped already, or while they are compared.
@@ -78,11 +79,15 @@ impl Audit<'_> {
             if self.builder.extent(gap).await?.heartbeats == 0 {
                 continue;
             }
-            let starts = (gap.first..=gap.last).step_by(MAX_RECORDS as usize);
-            subjects.extend(starts.map(|first| {
-                let last = gap.last.min(first.saturating_add(MAX_RECORDS - 1));
-                Subject { range: Range { first, last }, newest: None }
-            }));
+            // Hours are merged from whole ranges of minutes.
+            let edges = match rollup {
+                Rollup::Minutes => self.builder.ranges(Rollup::Hours, gap).await?,
+                _ => Vec::new(),
+            };
+            let edges: Vec<_> = edges.iter().flat_map(|hours| [hours.first, hours.last.saturating_add(1)]).collect();
+            let at_most = if rollup == Rollup::Hours { Seq::MAX } else { MAX_RECORDS };
+            let pieces = plan::cut(gap, &edges, at_most);
+            subjects.extend(pieces.into_iter().map(|range| Subject { range, newest: None }));
         }
         subjects.sort_by_key(|subject| subject.range);
         Ok(subjects)

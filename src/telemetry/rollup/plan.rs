@@ -75,6 +75,19 @@ pub fn gaps(within: Range, present: &[Range]) -> Vec<Range> {
     gaps
 }
 
+/// A range in pieces: none is longer than `at_most`, and none lies across the first number of an `edge`.
+pub fn cut(range: Range, edges: &[Seq], at_most: u64) -> Vec<Range> {
+    let mut pieces = Vec::new();
+    let mut first = range.first;
+    while first <= range.last {
+        let edge = edges.iter().filter(|edge| **edge > first).min().map_or(range.last, |edge| edge - 1);
+        let last = range.last.min(edge).min(first.saturating_add(at_most - 1));
+        pieces.push(Range { first, last });
+        first = last + 1;
+    }
+    pieces
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +124,14 @@ mod tests {
         assert!(!is_due(minutes(62), minutes(121), HOUR));
         assert!(is_due(0, minutes(62), HOUR), "never built");
         assert!(!is_due(minutes(62), minutes(5), HOUR), "a clock that was set back");
+    }
+
+    #[test]
+    fn pieces_are_no_longer_than_the_limit_and_end_before_an_edge() {
+        assert_eq!(cut(range(1, 10), &[], 100), [range(1, 10)]);
+        assert_eq!(cut(range(1, 10), &[], 4), [range(1, 4), range(5, 8), range(9, 10)]);
+        assert_eq!(cut(range(1, 10), &[8, 1, 4, 30], 100), [range(1, 3), range(4, 7), range(8, 10)]);
+        assert_eq!(cut(range(1, 10), &[10], 6), [range(1, 6), range(7, 9), range(10, 10)]);
     }
 
     #[test]

@@ -245,7 +245,7 @@ impl Task {
             let outcome = self.audit_range(rollup, Range { first: audited + 1, last: limit }, &mut differed).await;
             if rollup == Rollup::Minutes {
                 for range in differed {
-                    self.follow(range).await?;
+                    self.audit_all(range).await?;
                 }
             }
             outcome?;
@@ -281,22 +281,21 @@ impl Task {
         Ok(())
     }
 
-    /// After a range of minutes was repaired: whatever else was computed of the same heartbeats.
-    async fn follow(&mut self, range: Range) -> Result<AuditReport, RollupError> {
+    /// Compares whatever was computed of the heartbeats of a range, and of those that are in one hour with them: an hour is
+    /// merged from its minutes, so these have to be right before.
+    async fn audit_all(&mut self, range: Range) -> Result<AuditReport, RollupError> {
+        let mut whole = range;
+        for rollup in [Rollup::Hours, Rollup::Minutes] {
+            let present = self.builder.ranges(rollup, whole).await.map_err(of(rollup))?;
+            for one in present {
+                whole = Range { first: whole.first.min(one.first), last: whole.last.max(one.last) };
+            }
+        }
         let mut report = AuditReport::default();
-        let range = self.whole_minutes(range).await?;
-        for rollup in [Rollup::Hours, Rollup::DeviceHours, Rollup::Latest] {
-            report.add(self.audit_covered(rollup, range).await?);
+        for rollup in Rollup::ALL {
+            report.add(self.audit_covered(rollup, whole).await?);
         }
         Ok(report)
-    }
-
-    /// The range and whatever ranges of minutes begin or end in it: hours are merged from whole ones.
-    async fn whole_minutes(&self, range: Range) -> Result<Range, RollupError> {
-        let present = self.builder.ranges(Rollup::Minutes, range).await.map_err(of(Rollup::Minutes))?;
-        Ok(present
-            .iter()
-            .fold(range, |whole, one| Range { first: whole.first.min(one.first), last: whole.last.max(one.last) }))
     }
 
     /// Compares all of a table that touches a range, as far as it was built.
@@ -324,12 +323,13 @@ impl Task {
                 found.map_err(of(Rollup::Minutes))?
             }
         };
-        let mut report = AuditReport::default();
-        let Some(range) = range else { return Ok(report) };
+        let Some(range) = range else { return Ok(AuditReport::default()) };
         // What the writer has not counted may be incomplete, and is compared once it was.
         let range = Range { last: range.last.min((self.positions)().audited), ..range };
-        report.add(self.audit_covered(Rollup::Minutes, range).await?);
-        report.add(self.follow(range).await?);
+        if range.first > range.last {
+            return Ok(AuditReport::default());
+        }
+        let report = self.audit_all(range).await?;
         self.publish((self.positions)().committed);
         Ok(report)
     }
