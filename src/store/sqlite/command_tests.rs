@@ -10,7 +10,9 @@ use tempfile::TempDir;
 use super::tests::{device, id, new_store, open_in};
 use super::*;
 use crate::commands::{MAX_DELIVERED, MAX_PENDING};
-use crate::store::{CommandFailures, CommandQuery, CommandStore, DeviceStore, Exchange, NewCommand, Report, UnixMillis};
+use crate::store::{
+    CommandFailures, CommandQuery, CommandStore, DeviceStore, Exchange, NewCommand, Report, UnixMillis,
+};
 
 const START: UnixMillis = UnixMillis::from_unix_seconds(1_700_000_000);
 
