@@ -1,6 +1,6 @@
 //! What runs, in which order it starts, and in which order it stops.
 //!
-//! Start: data directory, registry, journal, ClickHouse, writer, device directory, artifacts, deployments, front door.
+//! Start: data directory, registry, journal, ClickHouse, writer, computed tables, device directory, artifacts, deployments, front door.
 //! Stop is the reverse:
 //! no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
 //! that could not be kept.
@@ -45,13 +45,17 @@ use crate::presence::Past;
 use crate::store::{sqlite, DeviceRow, Store, StoreError};
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use crate::telemetry::journal::{self, Journal, JournalOptions};
-use crate::telemetry::rollup::Coverage;
+use crate::telemetry::rollup::{self, Coverage, Positions, RollupHandle, RollupOptions};
 use crate::telemetry::schema::{self, Retention, SchemaError};
 use crate::telemetry::writer::{self, WriterHandle, WriterOptions};
 
 /// How long after the front door is shut the journal's rest may take to reach ClickHouse. What does not make it
 /// stays in the journal and goes out after the next start.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long the statement that computes a table may go on after the front door is shut. What is not finished then is
+/// built again by the next start.
+const ROLLUP_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long a start waits for a ClickHouse that says nothing, before it serves without it.
 const TABLES_PATIENCE: Duration = Duration::from_secs(3);
@@ -87,6 +91,8 @@ pub enum AppError {
     Schema(#[from] SchemaError),
     #[error("the ClickHouse writer does not start")]
     Writer(#[from] writer::WriterError),
+    #[error("the computed tables have no thread")]
+    Rollup(#[source] std::io::Error),
     #[error("cannot listen on {address}; give another --listen")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot {operation}")]
@@ -167,6 +173,7 @@ struct Server {
     journal: Journal,
     engine: Option<EngineProcess>,
     writer: WriterHandle,
+    rollups: RollupHandle,
     deployments: Deployments,
     stopping: watch::Sender<bool>,
     health: Arc<StaticChecker>,
@@ -221,6 +228,18 @@ impl Server {
         let writer = writer::start(journal.clone(), clickhouse.clone(), options)?;
 
         let coverage = Coverage::default();
+        let written = writer.clone();
+        let parts = rollup::Parts {
+            journal: journal.id(),
+            positions: Box::new(move || {
+                let status = written.status();
+                Positions { committed: status.committed_seq, audited: status.audited_seq }
+            }),
+            clickhouse: clickhouse.clone(),
+            coverage: coverage.clone(),
+        };
+        let options = RollupOptions { every: config.rollup_interval, retention };
+        let rollups = rollup::start(parts, options).map_err(AppError::Rollup)?;
         let events = Events::new(journal.clone());
         let directory = DeviceDirectory::new(journal.clone(), events.clone(), config.heartbeat_interval);
         let registered = load_registry(&store, &directory)?;
@@ -244,14 +263,17 @@ impl Server {
         let binaries =
             BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
                 .await?;
+        let pool = AnalystPool::new(clickhouse.clone());
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
             writer: writer.clone(),
+            rollups: rollups.clone(),
             store: store.clone(),
             commands: commands.clone(),
             events: events.clone(),
             queries: queries.clone(),
+            analysts: pool.clone(),
             transfers: binaries.counters.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
@@ -273,7 +295,6 @@ impl Server {
             deployments: deployments.clone(),
             allow_http_artifacts: config.allow_http_artifacts,
         };
-        let pool = AnalystPool::new(clickhouse);
         let health_rules = Arc::new(config.health);
         let analytics = AnalyticsService {
             access: Arc::clone(&access),
@@ -314,6 +335,7 @@ impl Server {
             journal,
             engine,
             writer,
+            rollups,
             deployments,
             stopping,
             health,
@@ -329,6 +351,7 @@ impl Server {
         self.health.shutdown();
         self.front.stop(true).await;
         self.deployments.stop().await;
+        self.rollups.shutdown(ROLLUP_ENDS_WITHIN).await;
         if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
             tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");
         }

@@ -1,6 +1,7 @@
 //! The bounds of questions to ClickHouse: how many at once, how long, over how many rows, in how much memory.
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clickhouse::query::Query;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,6 +14,10 @@ const MAX_RUNNING: usize = 2;
 
 /// How long a question waits for its turn. Who waited longer has given up or tries again.
 const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// How long an answer is waited for: longer than ClickHouse may work ([`SETTINGS`]), so that it says itself what was too
+/// much.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// When to try again after [`PoolError::Busy`].
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -43,6 +48,8 @@ pub enum PoolError {
     TooCostly(&'static str),
     #[error("clickhouse did not answer")]
     ClickHouse(#[source] ClickHouseError),
+    #[error("the question failed inside; report it with the server's log")]
+    Died,
 }
 
 impl From<PoolError> for ApiError {
@@ -51,6 +58,7 @@ impl From<PoolError> for ApiError {
         match error {
             PoolError::Busy => Self::unavailable(message, RETRY_AFTER),
             PoolError::TooCostly(_) => Self::new(ErrorCode::ResourceExhausted, message),
+            PoolError::Died => Self::internal(message),
             PoolError::ClickHouse(source) if source.code.is_none() => {
                 Self::unavailable("the telemetry store does not answer; try again in a moment", RETRY_AFTER)
                     .with_source(source)
@@ -75,16 +83,55 @@ const LIMITS: [(u32, &str); 5] = [
     (396, "the answer has more than a million rows; ask for a shorter time, fewer groups or a longer interval"),
 ];
 
+/// What questions have done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Answered.
+    pub answered: u64,
+    /// Turned away because others were running.
+    pub refused: u64,
+    /// Stopped because they cost too much.
+    pub stopped: u64,
+    /// ClickHouse did not answer, or refused.
+    pub failed: u64,
+    /// Microseconds that ClickHouse worked on questions, waiting for a turn not counted.
+    pub work_micros: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    answered: AtomicU64,
+    refused: AtomicU64,
+    stopped: AtomicU64,
+    failed: AtomicU64,
+    work_micros: AtomicU64,
+}
+
+impl Counters {
+    fn count<T>(&self, outcome: &Result<T, PoolError>, worked: Duration) {
+        let counter = match outcome {
+            Ok(_) => &self.answered,
+            Err(PoolError::Busy) => &self.refused,
+            Err(PoolError::TooCostly(_)) => &self.stopped,
+            Err(PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.work_micros.fetch_add(worked.as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
 /// Runs questions. Cheap to clone.
 #[derive(Clone)]
 pub struct AnalystPool {
     clickhouse: ClickHouse,
     turns: Arc<Semaphore>,
+    counters: Arc<Counters>,
 }
 
 impl AnalystPool {
     pub fn new(clickhouse: ClickHouse) -> Self {
-        Self { clickhouse, turns: Arc::new(Semaphore::new(MAX_RUNNING)) }
+        let clickhouse = clickhouse.with_query_timeout(PATIENCE);
+        Self { clickhouse, turns: Arc::new(Semaphore::new(MAX_RUNNING)), counters: Arc::default() }
     }
 
     /// For what is not a question: the caller answers for its cost.
@@ -109,13 +156,39 @@ impl AnalystPool {
         SETTINGS.iter().fold(self.clickhouse.query(sql), |query, (name, value)| query.with_setting(*name, *value))
     }
 
-    /// Waits for a turn, runs a question and collects its rows.
+    /// Waits for a turn, runs a question and collects its rows. Once it runs it keeps its turn to its end, also when nobody
+    /// waits for it any more: ClickHouse goes on with it, and who hangs up and asks again must not run more at once.
     pub async fn rows<T>(&self, operation: &'static str, query: Query) -> Result<Vec<T>, PoolError>
     where
-        T: clickhouse::RowOwned + clickhouse::RowRead,
+        T: clickhouse::RowOwned + clickhouse::RowRead + Send + 'static,
     {
-        let _turn = self.turn().await?;
-        self.clickhouse.rows(operation, query).await.map_err(PoolError::of)
+        let turn = match self.turn().await {
+            Ok(turn) => turn,
+            Err(busy) => {
+                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(busy);
+            }
+        };
+        let (clickhouse, counters) = (self.clickhouse.clone(), Arc::clone(&self.counters));
+        let running = tokio::spawn(async move {
+            let begun = Instant::now();
+            let outcome = clickhouse.rows(operation, query).await.map_err(PoolError::of);
+            counters.count(&outcome, begun.elapsed());
+            drop(turn);
+            outcome
+        });
+        running.await.unwrap_or(Err(PoolError::Died))
+    }
+
+    pub fn stats(&self) -> PoolStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        PoolStats {
+            answered: read(&self.counters.answered),
+            refused: read(&self.counters.refused),
+            stopped: read(&self.counters.stopped),
+            failed: read(&self.counters.failed),
+            work_micros: read(&self.counters.work_micros),
+        }
     }
 }
 

@@ -356,3 +356,83 @@ fn not_covered(at: usize, rest: &[(uuid::Uuid, u64)], statement: &mut Statement)
     terms.push(format!("({})", others.join(" AND ")));
     terms.join(" OR ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analytics::question::HOUR;
+    use crate::analytics::source::{Covered, Needs};
+    use crate::telemetry::rollup::Coverage;
+    use uuid::Uuid;
+
+    const HOSTILE: &str = "x'; DROP TABLE heartbeats; -- {start:Int64}";
+
+    /// Every statement for a question with these values.
+    fn statements(custom: &str, text: &str, journal: Uuid, start: i64) -> Vec<Statement> {
+        let coverage = Coverage::default();
+        for rollup in Rollup::ALL {
+            coverage.advance(rollup, journal, 10);
+        }
+        let at = UnixMillis::from_millis_clamped;
+        let span = Span { start: at(start), end: at(start + 3 * HOUR + 61_000), interval: HOUR };
+        let metrics = ["cpu_usage", "restart_count"].map(|name| Metric::named(name).expect("a metric"));
+        let metrics = metrics.into_iter().chain([Metric::Custom(custom.to_owned())]);
+        let kind = Kind { device_type: Some(text.to_owned()), version: Some(text.to_owned()) };
+        let mut statements = Vec::new();
+        for metric in metrics {
+            for aggregation in [Aggregation::Avg, Aggregation::P99] {
+                for (kind, devices) in [(&kind, false), (&Kind::default(), true)] {
+                    let keys = Keys { device_type: !devices, version: !devices, device_id: devices, set_groups: false };
+                    let set = &StagedSet::all();
+                    let inquiry = Inquiry { metric: &metric, aggregation, span, kind, set, keys };
+                    let custom = metric.parameter().is_some();
+                    let quantile = aggregation.quantile().is_some();
+                    let plan = Plan::of(Needs { devices, kinds: !devices, quantile, custom }, &span, &coverage);
+                    statements.extend([inquiry.gauge(&plan), inquiry.counter()]);
+                }
+            }
+        }
+        statements
+    }
+
+    #[test]
+    fn the_text_of_a_statement_is_the_same_whatever_it_is_about() {
+        let plain = statements("queue.depth", "camera", Uuid::from_u128(1), 0);
+        let hostile = statements(HOSTILE, HOSTILE, Uuid::from_u128(u128::MAX), 1_000 * HOUR);
+        assert_eq!(plain.len(), hostile.len());
+        for (plain, hostile) in plain.iter().zip(&hostile) {
+            assert_eq!(plain.sql, hostile.sql);
+            assert!(!hostile.sql.contains("DROP"), "{}", hostile.sql);
+            let names =
+                |statement: &Statement| statement.values.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+            assert_eq!(names(plain), names(hostile));
+        }
+    }
+
+    #[test]
+    fn every_parameter_of_a_statement_is_bound_and_every_value_is_used() {
+        for statement in statements("queue.depth", "camera", Uuid::from_u128(1), 0) {
+            let named = statement.sql.split('{').skip(1).filter_map(|rest| rest.split_once(':'));
+            let named: std::collections::BTreeSet<&str> = named.map(|(name, _)| name).collect();
+            let bound: std::collections::BTreeSet<&str> =
+                statement.values.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(named, bound, "{}", statement.sql);
+        }
+    }
+
+    #[test]
+    fn times_beyond_the_range_of_a_window_are_clamped() {
+        let set = StagedSet::all();
+        let metric = Metric::named("cpu_usage").expect("a metric");
+        let span = Span { start: UnixMillis::MIN, end: UnixMillis::MAX, interval: HOUR };
+        let keys = Keys::default();
+        let kind = Kind::default();
+        let inquiry = Inquiry { metric: &metric, aggregation: Aggregation::Avg, span, kind: &kind, set: &set, keys };
+        let (from, to) = (UnixMillis::MIN.as_millis(), UnixMillis::MAX.as_millis());
+        let ranges = vec![Covered { journal: Uuid::nil(), from_seq: 0, through_seq: 1 }];
+        let piece = Piece { from, to, rows: Rows::Computed(Rollup::Hours, ranges) };
+        let values = inquiry.gauge(&Plan { pieces: vec![piece] }).values;
+        assert!(values.contains(&("from0".into(), Value::Count(0))), "{values:?}");
+        assert!(values.contains(&("to0".into(), Value::Count(u64::from(u32::MAX)))), "{values:?}");
+    }
+}

@@ -73,6 +73,9 @@ macro_rules! sketched {
 /// `value` as sketches take it: DDSketch's buckets are as many as the decades between the least and the greatest
 /// magnitude, and ClickHouse refuses too many. What is nearer to 0 than 1e-9 counts as 0, what is further than 1e15 as
 /// that.
+///
+/// A value comes back within 1 %, but one that is nearer to 0 than 1 too far from it by 1 to 3 %: ClickHouse cuts the number
+/// of a bucket off towards 0 where it should round down (26.7, `DDSketch/Mapping.h`; measured over 200,000 values).
 pub const SKETCHED: &str = sketched!();
 
 /// The parameters of `quantilesDD`, the one sketch of the rollups, of gates and of GetMetrics: its relative accuracy, then
@@ -232,8 +235,8 @@ impl Aggregation {
         }
     }
 
-    /// Over the column `value`; `None` where that is not enough to tell. A quantile is within 1 % of the value of that
-    /// rank, and is the same from rows and from rollups.
+    /// Over the column `value`; `None` where that is not enough to tell. A quantile is as near to the value of that rank
+    /// as [`SKETCHED`] says, and is the same from rows and from rollups.
     pub const fn sql(self) -> Option<&'static str> {
         Some(match self {
             Self::Avg => "avg(value)",

@@ -1,9 +1,18 @@
-//! Questions to the telemetry, as analysts ask them: over real sockets, of the real program.
+//! Questions to the telemetry, as analysts ask them: over real sockets, of the real program, compared with what plain loops
+//! over the same heartbeats give.
 #[path = "../support/mod.rs"]
 mod support;
 
 mod health;
+mod injection;
+mod limits;
+mod live;
+mod metrics;
+mod naive;
 mod online;
+mod reference;
+mod rollups;
+mod world;
 
 use serde_json::Value;
 use support::client::Client;
@@ -33,6 +42,14 @@ pub fn ask(server: &Server, question: &Value) -> Result<Value, (String, String)>
 /// As [`ask`], for what must be answered.
 pub fn answer(server: &Server, question: &Value) -> Value {
     ask(server, question).unwrap_or_else(|error| panic!("{question}: {error:?}\n{}", server.log()))
+}
+
+/// As [`ask`], for what must not be.
+pub fn refused(server: &Server, question: &Value) -> (String, String) {
+    match ask(server, question) {
+        Ok(answer) => panic!("{question} is answered: {answer}"),
+        Err(error) => error,
+    }
 }
 
 /// A moment as JSON has it.
