@@ -84,7 +84,7 @@ impl Fleet {
         fields.extend(question.as_object().expect("an object").clone());
         let answer = answer(&self.server, &asked);
         let number = |value: &Value| value.as_f64().unwrap_or_default();
-        let series = answer["series"].as_array().expect("series").iter().map(|series| {
+        let series = answer["series"].as_array().into_iter().flatten().map(|series| {
             let labels = series["labels"].as_object().into_iter().flatten().map(|(_, value)| value.as_str());
             let points = series["points"].as_array().into_iter().flatten().map(|point| {
                 let at = point["timestamp"].as_str().expect("a time");
