@@ -164,6 +164,8 @@ impl StagedSet {
 
     /// A source that has only the set's rows of `source` (a table or a subquery in parentheses), each with the number of
     /// its group as `group_id`.
+    ///
+    /// ALL: an ANY INNER JOIN would keep one row of each device.
     pub fn grouped(&self, source: &str) -> String {
         match self.0 {
             Staged::All | Staged::One(_) | Staged::Nobody => {
@@ -172,7 +174,7 @@ impl StagedSet {
             Staged::Many { len, .. } => {
                 let narrowed = if len <= MAX_NARROWING { self.condition() } else { "1" };
                 format!(
-                    "(SELECT * FROM {source} AS rows GLOBAL ANY INNER JOIN \
+                    "(SELECT * FROM {source} AS rows GLOBAL ALL INNER JOIN \
                      (SELECT device_id, group_id FROM device_sets WHERE set_id = {{device_set:UUID}}) AS members \
                      USING (device_id) WHERE {narrowed})"
                 )

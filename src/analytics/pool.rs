@@ -15,6 +15,10 @@ const MAX_RUNNING: usize = 2;
 /// How long a question waits for its turn. Who waited longer has given up or tries again.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
+/// How long an answer is waited for: longer than ClickHouse may work ([`SETTINGS`]), so that it says itself what was too
+/// much.
+const PATIENCE: Duration = Duration::from_secs(40);
+
 /// When to try again after [`PoolError::Busy`].
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -44,6 +48,8 @@ pub enum PoolError {
     TooCostly(&'static str),
     #[error("clickhouse did not answer")]
     ClickHouse(#[source] ClickHouseError),
+    #[error("the question failed inside; report it with the server's log")]
+    Died,
 }
 
 impl From<PoolError> for ApiError {
@@ -52,6 +58,7 @@ impl From<PoolError> for ApiError {
         match error {
             PoolError::Busy => Self::unavailable(message, RETRY_AFTER),
             PoolError::TooCostly(_) => Self::new(ErrorCode::ResourceExhausted, message),
+            PoolError::Died => Self::internal(message),
             PoolError::ClickHouse(source) if source.code.is_none() => {
                 Self::unavailable("the telemetry store does not answer; try again in a moment", RETRY_AFTER)
                     .with_source(source)
@@ -101,14 +108,15 @@ struct Counters {
 }
 
 impl Counters {
-    fn count<T>(&self, outcome: &Result<T, PoolError>) {
+    fn count<T>(&self, outcome: &Result<T, PoolError>, worked: Duration) {
         let counter = match outcome {
             Ok(_) => &self.answered,
             Err(PoolError::Busy) => &self.refused,
             Err(PoolError::TooCostly(_)) => &self.stopped,
-            Err(PoolError::ClickHouse(_)) => &self.failed,
+            Err(PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        self.work_micros.fetch_add(worked.as_micros() as u64, Ordering::Relaxed);
     }
 }
 
@@ -122,6 +130,7 @@ pub struct AnalystPool {
 
 impl AnalystPool {
     pub fn new(clickhouse: ClickHouse) -> Self {
+        let clickhouse = clickhouse.with_query_timeout(PATIENCE);
         Self { clickhouse, turns: Arc::new(Semaphore::new(MAX_RUNNING)), counters: Arc::default() }
     }
 
@@ -147,22 +156,28 @@ impl AnalystPool {
         SETTINGS.iter().fold(self.clickhouse.query(sql), |query, (name, value)| query.with_setting(*name, *value))
     }
 
-    /// Waits for a turn, runs a question and collects its rows.
+    /// Waits for a turn, runs a question and collects its rows. Once it runs it keeps its turn to its end, also when nobody
+    /// waits for it any more: ClickHouse goes on with it, and who hangs up and asks again must not run more at once.
     pub async fn rows<T>(&self, operation: &'static str, query: Query) -> Result<Vec<T>, PoolError>
     where
-        T: clickhouse::RowOwned + clickhouse::RowRead,
+        T: clickhouse::RowOwned + clickhouse::RowRead + Send + 'static,
     {
-        let outcome = match self.turn().await {
-            Ok(_turn) => {
-                let begun = Instant::now();
-                let rows = self.clickhouse.rows(operation, query).await.map_err(PoolError::of);
-                self.counters.work_micros.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
-                rows
+        let turn = match self.turn().await {
+            Ok(turn) => turn,
+            Err(busy) => {
+                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                return Err(busy);
             }
-            Err(busy) => Err(busy),
         };
-        self.counters.count(&outcome);
-        outcome
+        let (clickhouse, counters) = (self.clickhouse.clone(), Arc::clone(&self.counters));
+        let running = tokio::spawn(async move {
+            let begun = Instant::now();
+            let outcome = clickhouse.rows(operation, query).await.map_err(PoolError::of);
+            counters.count(&outcome, begun.elapsed());
+            drop(turn);
+            outcome
+        });
+        running.await.unwrap_or(Err(PoolError::Died))
     }
 
     pub fn stats(&self) -> PoolStats {

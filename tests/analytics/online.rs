@@ -65,12 +65,12 @@ impl Fleet {
     }
 
     fn events(&self) -> Events {
-        let sql = "SELECT device_id, toUnixTimestamp64Milli(timestamp) AS at, from_state, to_state FROM device_events \
+        let sql = "SELECT device_id, from_state, to_state, toUnixTimestamp64Milli(timestamp) FROM device_events \
                    WHERE kind IN ('status_change', 'deleted') ORDER BY timestamp, seq FORMAT TSV";
         let mut events = Events::default();
         for line in run(self.server.clickhouse(), "fleetd", sql).lines() {
             let columns: Vec<_> = line.split('\t').collect();
-            let [device, at, from, to] = columns[..] else { panic!("{line:?}") };
+            let [device, from, to, at] = columns[..] else { panic!("{line:?}") };
             let event = (at.parse().expect("a time"), from.to_owned(), to.to_owned());
             events.0.entry(device.to_owned()).or_default().push(event);
         }
@@ -84,7 +84,7 @@ impl Fleet {
         fields.extend(question.as_object().expect("an object").clone());
         let answer = answer(&self.server, &asked);
         let number = |value: &Value| value.as_f64().unwrap_or_default();
-        let series = answer["series"].as_array().expect("series").iter().map(|series| {
+        let series = answer["series"].as_array().into_iter().flatten().map(|series| {
             let labels = series["labels"].as_object().into_iter().flatten().map(|(_, value)| value.as_str());
             let points = series["points"].as_array().into_iter().flatten().map(|point| {
                 let at = point["timestamp"].as_str().expect("a time");
@@ -98,8 +98,8 @@ impl Fleet {
 }
 
 fn millis(time: &str) -> i64 {
-    let sql_free: fleetd_proto::Timestamp = serde_json::from_value(json!(time)).expect("a timestamp");
-    sql_free.seconds * 1_000 + i64::from(sql_free.nanos) / 1_000_000
+    let at: fleetd_proto::Timestamp = serde_json::from_value(json!(time)).expect("a timestamp");
+    at.seconds * 1_000 + i64::from(at.nanos) / 1_000_000
 }
 
 /// By device, in the order of time: when, from which state, to which.

@@ -55,7 +55,8 @@ fn the_references_question_is_answered_as_printed() {
     let cpu = &summary["metrics"]["cpu_usage"];
     assert_eq!(cpu, &json!({ "count": "4", "min": 10.0, "max": 70.0, "avg": 40.0, "last": 70.0 }));
     assert!(summary["metrics"]["device_online_count"].is_object(), "{answer}");
-    assert_eq!(summary["source"], "heartbeats", "no journal that this server knows of has them");
+    // The rows are of a journal that this server has no part of, whether or not its own is in a rollup by now.
+    assert!(["heartbeats", "rollup_1h"].contains(&summary["source"].as_str().expect("a source")), "{answer}");
 
     let device = server.register("rpi-002");
     for (key, code) in [(None, 401), (Some(device.as_str()), 403)] {

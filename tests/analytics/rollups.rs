@@ -3,14 +3,19 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
+use fleetd::actors::entry::DeviceEntry;
 use fleetd::analytics::question::{HOUR, MINUTE};
 use fleetd::analytics::source::{Needs, Plan};
 use fleetd::analytics::sql::{Inquiry, Keys, Kind, Row};
-use fleetd::analytics::{AnalystPool, DeviceSet, Span, StagedSet};
+use fleetd::analytics::{AnalystPool, Choice, DeviceSet, Span, StagedSet};
+use fleetd::auth::KeyHash;
 use fleetd::clock::UnixMillis;
 use fleetd::engine::{EngineOptions, EngineProcess};
 use fleetd::error::{ApiError, ErrorCode};
+use fleetd::fleet::{FleetIndex, FleetQueries};
 use fleetd::ids::DeviceId;
+use fleetd::query::{Field, Filter};
+use fleetd::store::Device;
 use fleetd::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use fleetd::telemetry::journal::JournalId;
 use fleetd::telemetry::metric::{Aggregation, Metric};
@@ -18,7 +23,7 @@ use fleetd::telemetry::rollup::{self, Coverage, Positions, Rollup, RollupHandle,
 use fleetd::telemetry::schema::{migrate, Retention};
 
 use super::naive::insert;
-use super::world::{World, JOURNALS};
+use super::world::{device_type, id, labels, World, DEVICES, JOURNALS};
 
 struct Fixture {
     _engine: EngineProcess,
@@ -71,8 +76,8 @@ impl Fixture {
     }
 }
 
-fn key(row: &Row) -> (&str, &str, &str, u32) {
-    (&row.device_type, &row.version, &row.device_id, row.bucket)
+fn key(row: &Row) -> (&str, &str, &str, u32, u32) {
+    (&row.device_type, &row.version, &row.device_id, row.group_id, row.bucket)
 }
 
 fn same(computed: &[Row], rows: &[Row], what: &str) {
@@ -85,6 +90,37 @@ fn same(computed: &[Row], rows: &[Row], what: &str) {
             && close(one.quantile, other.quantile);
         assert!(is_same, "{what}\n{one:?}\n{other:?}");
     }
+}
+
+/// All registered devices, grouped by a label.
+async fn regions() -> DeviceSet {
+    let index = FleetIndex::new(std::time::Duration::from_secs(60));
+    for number in 0..DEVICES {
+        let device = Device {
+            id: DeviceId::parse(&id(number)).expect("an id"),
+            name: id(number),
+            device_type: device_type(number).into(),
+            version: String::new(),
+            metadata: [].into(),
+            labels: labels(number),
+            system_info: Default::default(),
+            registered_at: UnixMillis::EPOCH,
+            last_seen: None,
+            key_hash: KeyHash::of("key"),
+            revision: 1,
+            maintenance: false,
+            heartbeat_interval: None,
+        };
+        index.insert(DeviceEntry::new(device.id.clone(), device.key_hash, (&device).into()), &(&device).into());
+    }
+    let queries = FleetQueries::start(index).expect("threads");
+    let choice = Choice { group_by: vec![Field::Label("region".into())], ..Choice::matching(Filter::matches_all()) };
+    let set = DeviceSet::resolve(&queries, choice).await.expect("devices");
+    match &set {
+        DeviceSet::Members(members) => assert_eq!((members.devices.len(), members.groups.len()), (DEVICES, 3)),
+        DeviceSet::All | DeviceSet::One(_) => panic!("a group by a label needs the index"),
+    }
+    set
 }
 
 #[tokio::test]
@@ -137,6 +173,8 @@ async fn computed_tables_and_rows_give_the_same_answer_however_much_is_computed(
     let device = DeviceSet::One(DeviceId::parse("dev-03").expect("an id"));
     let one = device.stage(&fixture.pool).await.expect("staged");
     let by_device = Keys { device_id: true, ..Keys::default() };
+    let regions = regions().await.stage(&fixture.pool).await.expect("staged");
+    let by_region = Keys { set_groups: true, ..Keys::default() };
     let mut sources = std::collections::BTreeSet::new();
     let names =
         ["cpu_usage", "queue.depth", "memory_usage", "uptime", "metrics.cpu_usage", "huge", "temperature_celsius"];
@@ -153,8 +191,8 @@ async fn computed_tables_and_rows_give_the_same_answer_however_much_is_computed(
             let span = Span { start: at(start), end: at(end), interval };
             let quantile = aggregation.quantile().is_some();
             let of_kinds = kinds.iter().zip(by_kind.into_iter().cycle()).map(|(kind, keys)| (kind, &all, keys));
-            let of_devices =
-                [(&kinds[0], &one, Keys::default()), (&kinds[0], &one, by_device), (&kinds[0], &all, by_device)];
+            let sets = [(&one, Keys::default()), (&one, by_device), (&all, by_device), (&regions, by_region)];
+            let of_devices = sets.map(|(set, keys)| (&kinds[0], set, keys));
             for (kind, set, keys) in of_kinds.chain(of_devices) {
                 let needs = Needs {
                     devices: !set.is_all() || keys.device_id,

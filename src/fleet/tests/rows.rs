@@ -16,7 +16,7 @@ use crate::ids::DeviceId;
 use crate::query::Filter;
 use crate::store::Device;
 
-fn device(id: &str) -> Model {
+pub(super) fn device(id: &str) -> Model {
     let record = Device {
         id: DeviceId::parse(id).expect("a valid id"),
         name: id.into(),
