@@ -96,7 +96,8 @@ async fn a_version_that_works_harder_fails_against_the_devices_that_were_held_ba
     }
     for aggregation in ["P50", "P90", "P95", "P99"] {
         let value = measured(&fixture, &gate("cpu_usage", aggregation), &new, &old).await.value.expect("a value");
-        assert!((81.0..=84.0).contains(&value), "{aggregation}: {value}");
+        // 81 to 84, within the per cent of a sketch.
+        assert!((80.19..=84.84).contains(&value), "{aggregation}: {value}");
     }
     let memory = measured(&fixture, &gate("memory_usage", ""), &new, &old).await;
     assert_eq!((memory.value, memory.control_value), (Some(50.0), Some(25.0)));
