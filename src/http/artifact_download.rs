@@ -74,10 +74,10 @@ pub(super) struct Plan {
     pub range: Option<Range<u64>>,
 }
 
-impl From<ApiError> for Refusal {
+impl From<ApiError> for Box<Refusal> {
     fn from(error: ApiError) -> Self {
         let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { status, error, headers: Vec::new() }
+        Self::new(Refusal { status, error, headers: Vec::new() })
     }
 }
 
@@ -87,7 +87,7 @@ impl BinaryService {
         let mut call = Call::new(credential_of(asked.headers), asked.peer.ip());
         let mut response = match self.open(&asked, &mut call).await {
             Ok(response) => response,
-            Err(refusal) => refused(refusal, &call, id, asked.method == Method::HEAD),
+            Err(refusal) => refused(*refusal, &call, id, asked.method == Method::HEAD),
         };
         if let Some(quota) = &call.quota {
             wire::set_limit_headers(response.headers_mut(), quota);
@@ -95,7 +95,7 @@ impl BinaryService {
         response
     }
 
-    async fn open(&self, asked: &Asked<'_>, call: &mut Call) -> Result<Response<GatewayBody>, Refusal> {
+    async fn open(&self, asked: &Asked<'_>, call: &mut Call) -> Result<Response<GatewayBody>, Box<Refusal>> {
         let is_head = is_head(asked)?;
         let binary_id = asked.uri.path().strip_prefix(PATH_PREFIX).unwrap_or_default();
         let query = asked.uri.query().unwrap_or_default();
@@ -113,7 +113,7 @@ impl BinaryService {
 }
 
 /// Whether only the head is asked for.
-pub(super) fn is_head(asked: &Asked<'_>) -> Result<bool, Refusal> {
+pub(super) fn is_head(asked: &Asked<'_>) -> Result<bool, Box<Refusal>> {
     match *asked.method {
         Method::GET => Ok(false),
         Method::HEAD => Ok(true),
@@ -121,7 +121,7 @@ pub(super) fn is_head(asked: &Asked<'_>) -> Result<bool, Refusal> {
     }
 }
 
-pub(super) fn plan(asked: &Asked<'_>, is_head: bool, file: &File) -> Result<Plan, Refusal> {
+pub(super) fn plan(asked: &Asked<'_>, is_head: bool, file: &File) -> Result<Plan, Box<Refusal>> {
     let etag = format!("\"{}\"", file.checksum.hex());
     let text = |name| asked.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let mut headers = headers_of(file, &etag);
@@ -159,7 +159,12 @@ impl Plan {
     }
 
     /// With the bytes, which `reader` has.
-    pub fn answer(self, reader: BlobReader, file: &File, feeder: &Feeder) -> Result<Response<GatewayBody>, Refusal> {
+    pub fn answer(
+        self,
+        reader: BlobReader,
+        file: &File,
+        feeder: &Feeder,
+    ) -> Result<Response<GatewayBody>, Box<Refusal>> {
         let body = if self.is_head {
             GatewayBody::Head(file.size_bytes)
         } else {
@@ -219,28 +224,28 @@ fn respond(status: StatusCode, headers: HeaderMap, body: GatewayBody) -> Respons
     response
 }
 
-fn method_not_allowed(asked: &Asked<'_>) -> Refusal {
+fn method_not_allowed(asked: &Asked<'_>) -> Box<Refusal> {
     let message = format!("{} takes GET, not {}", asked.uri.path(), asked.method);
-    Refusal {
+    Box::new(Refusal {
         status: StatusCode::METHOD_NOT_ALLOWED,
         error: ApiError::invalid_argument(message),
         headers: vec![(ALLOW, HeaderValue::from_static("GET, HEAD"))],
-    }
+    })
 }
 
-fn precondition_failed(file: &File) -> Refusal {
+fn precondition_failed(file: &File) -> Box<Refusal> {
     let message = format!("{} has the bytes {}, not those of If-Match", file.id, file.checksum);
     ApiError::new(ErrorCode::FailedPrecondition, message).into()
 }
 
-fn unsatisfiable(file: &File) -> Refusal {
+fn unsatisfiable(file: &File) -> Box<Refusal> {
     let message = format!("the range begins behind the end: {} has {} bytes", file.id, file.size_bytes);
     let length = HeaderValue::from_str(&format!("bytes */{}", file.size_bytes));
-    Refusal {
+    Box::new(Refusal {
         status: StatusCode::RANGE_NOT_SATISFIABLE,
         error: ApiError::new(ErrorCode::OutOfRange, message),
         headers: length.into_iter().map(|length| (CONTENT_RANGE, length)).collect(),
-    }
+    })
 }
 
 pub(super) fn refused(refusal: Refusal, call: &Call, id: &HeaderValue, is_head: bool) -> Response<GatewayBody> {

@@ -21,7 +21,7 @@ impl AnalyticsService {
         let mut call = Call::new(credential_of(asked.headers), asked.peer.ip());
         let mut response = match self.open(&asked, &mut call).await {
             Ok(response) => response,
-            Err(refusal) => download::refused(refusal, &call, id, asked.method == Method::HEAD),
+            Err(refusal) => download::refused(*refusal, &call, id, asked.method == Method::HEAD),
         };
         if let Some(quota) = &call.quota {
             wire::set_limit_headers(response.headers_mut(), quota);
@@ -29,7 +29,7 @@ impl AnalyticsService {
         response
     }
 
-    async fn open(&self, asked: &Asked<'_>, call: &mut Call) -> Result<Response<GatewayBody>, Refusal> {
+    async fn open(&self, asked: &Asked<'_>, call: &mut Call) -> Result<Response<GatewayBody>, Box<Refusal>> {
         let is_head = download::is_head(asked)?;
         let name = asked.uri.path().strip_prefix(EXPORT_PATH_PREFIX).unwrap_or_default();
         let query = asked.uri.query().unwrap_or_default();
@@ -70,7 +70,7 @@ impl AnalyticsService {
 }
 
 /// Says what became of the file.
-fn not_there(record: &ExportRecord) -> Refusal {
+fn not_there(record: &ExportRecord) -> Box<Refusal> {
     let id = &record.id;
     let (status, message) = match record.state {
         ExportState::Running => {
@@ -83,7 +83,7 @@ fn not_there(record: &ExportRecord) -> Refusal {
             (StatusCode::GONE, format!("the time of {id} is over, and its file was removed; ask for a new export"))
         }
     };
-    Refusal { status, error: ApiError::not_found(message), headers: Vec::new() }
+    Box::new(Refusal { status, error: ApiError::not_found(message), headers: Vec::new() })
 }
 
 fn unreadable(id: &str, error: BlobError) -> ApiError {

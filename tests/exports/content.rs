@@ -230,7 +230,8 @@ fn every_data_type_is_exported_as_the_server_wrote_it() {
     let key = server.register("rpi-001");
     let heartbeat = json!({
         "device_id": "rpi-001",
-        "status": { "state": "ONLINE", "stats": { "cpu_percent": 12.5, "memory_used_mb": 100, "metrics": { "a": 1.5 } } },
+        "status": { "state": "ONLINE" },
+        "stats": { "cpu_percent": 12.5, "memory_used_mb": 100, "metrics": { "a": 1.5 } },
         "processes": [{ "pid": 7, "name": "agent", "state": "RUNNING" }],
     });
     let message = heartbeat.to_string();

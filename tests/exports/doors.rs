@@ -37,8 +37,8 @@ fn export_refused(server: &Server, message: &Value, parts: &[&str]) {
 fn what_is_no_export_is_refused_with_what_to_do() {
     let server = server();
     export_refused(&server, &with("data_type", Value::Null), &["data_type is not set", "DEVICE_METRICS"]);
-    export_refused(&server, &with("data_type", json!(77)), &["data_type is 77"]);
-    export_refused(&server, &with("format", json!(9)), &["format is 9", "PARQUET"]);
+    export_refused(&server, &with("data_type", json!(77)), &["data_type", "77", "DEVICE_EVENTS"]);
+    export_refused(&server, &with("format", json!(9)), &["format", "9", "PARQUET"]);
     export_refused(&server, &with("start_time", Value::Null), &["start_time is not set"]);
     export_refused(&server, &with("end_time", json!("2024-01-10T00:00:00Z")), &["start_time is 2024-01-10T00:00:00Z"]);
     export_refused(&server, &with("start_time", json!("2124-01-10T00:00:00Z")), &["end_time"]);

@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 use crate::support::clickhouse::{run, Engine};
 use crate::support::client::Client;
 use crate::support::disk::SmallDisk;
-use crate::support::wire::{http1, Ask, Reply};
+use crate::support::wire::{http1, http2, Ask, Reply};
 use crate::support::{send_signal, wait_until, Server, ADMIN_KEY};
 use crate::{artifacts, ask_for, download, export, insert_heartbeats, look, options, over, path_of, server, PATIENCE};
 
@@ -83,7 +83,7 @@ fn an_export_goes_on_when_its_client_goes_away() {
     assert_eq!(end["status"]["state"], "SUCCEEDED", "{end}");
     assert_eq!(end["status"]["rowsWritten"], MANY.to_string());
     let url = end["exportUrl"].as_str().expect("a URL");
-    let head = http1(server.http(), &Ask { method: "HEAD", ..Ask::get(path_of(&server, url)) });
+    let head = http2(server.http(), &Ask { method: "HEAD", ..Ask::get(path_of(&server, url)) });
     assert_eq!(head.header("content-length"), end["sizeBytes"].as_str());
     assert_eq!(artifacts(&server).len(), 1);
 }

@@ -1,11 +1,12 @@
 //! Memory stays flat however many rows there are, and devices are served meanwhile.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::{json, Value};
 
 use crate::support::clickhouse::run;
-use crate::support::Server;
-use crate::{ask_for, insert_heartbeats, look, over, server};
+use crate::support::{Server, ADMIN_KEY};
+use crate::{ask_for, insert_heartbeats, over, post, server};
 
 /// An export holds some pieces of ClickHouse's answer and two parts of 1 MB; the rest is the allocator's.
 const GROWTH_ALLOWED: u64 = 64 << 20;
@@ -38,17 +39,19 @@ fn growth(server: &Server, id: &str, form: &str, rows: u64) -> u64 {
             }
         });
         drop(ask_for(server, &message(form)));
-        let begun =
-            crate::support::wait_until(crate::PATIENCE, || server.metrics().get("fleetd_exports_under_way") > 0.0);
-        assert!(begun);
-        let mut last = -1.0;
-        while look(server, id)["status"]["state"] == "RUNNING" && started.elapsed().as_secs() < 1_800 {
-            let percent = look(server, id)["status"]["progressPercent"].as_f64().unwrap_or(0.0);
-            assert!(percent >= last, "progress went back from {last} to {percent}");
-            last = percent;
-            std::thread::sleep(std::time::Duration::from_millis(250));
-        }
+        let mut shown = Vec::new();
+        crate::support::wait_until(Duration::from_secs(1_800), || {
+            let reply = post(server, "GetExport", Some(ADMIN_KEY), &json!({ "export_id": id }));
+            if reply.status != 200 {
+                return false;
+            }
+            let status = reply.json()["status"].clone();
+            shown.push(status["progressPercent"].as_f64().unwrap_or(0.0));
+            status["state"] != "RUNNING"
+        });
+        // Before anything that may panic: the scope waits for the thread.
         is_over.store(true, Ordering::Relaxed);
+        assert!(shown.is_sorted(), "progress went back: {shown:?}");
     });
     let end = over(server, id);
     assert_eq!(end["status"]["state"], "SUCCEEDED", "{end}");
