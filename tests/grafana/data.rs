@@ -17,10 +17,10 @@ const JOURNAL: &str = "toUUID('00000000-0000-4000-8000-000000000005')";
 const DEPLOYMENT: &str = "deploy-1";
 
 /// Type, version, devices.
-const FLEET: [(&str, &str, usize); 3] = [("gateway", "1.0.0", 2), ("gateway", "2.0.0", 2), ("sensor", "1.0.0", 2)];
+pub const FLEET: [(&str, &str, usize); 3] = [("gateway", "1.0.0", 2), ("gateway", "2.0.0", 2), ("sensor", "1.0.0", 2)];
 
 /// Heartbeats of each device, one in 20 s until now.
-const HEARTBEATS: u64 = 30;
+pub const HEARTBEATS: u64 = 30;
 const APART: Duration = Duration::from_secs(20);
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -204,3 +204,63 @@ fn every_metric_that_the_server_is_asked_for_is_one_that_it_has() {
     }
     assert!(asked > 20, "{asked} names");
 }
+
+/// The rows of one panel for the last two hours.
+fn rows_of(uid: &str, title: &str) -> Vec<Vec<Value>> {
+    let boards = all();
+    let board = boards.iter().find(|board| board.uid == uid).expect("the dashboard");
+    let suffix = format!(": {title:?}");
+    let queries = board.queries();
+    let query = queries.iter().find(|query| query.name.ends_with(&suffix)).expect("the panel");
+    let answer = answer(query, &filled().hours(2), &filled().variables);
+    serde_json::from_value(answer["data"].clone()).expect("rows")
+}
+
+/// The sum of a column, which may be written as text where a number is long.
+fn sum(rows: &[Vec<Value>], column: usize) -> f64 {
+    let number = |value: &Value| value.as_f64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default();
+    rows.iter().map(|row| number(&row[column])).sum()
+}
+
+#[test]
+fn panels_say_what_was_sent() {
+    let interval = filled().hours(2).interval_seconds as f64;
+    let devices: usize = data::FLEET.iter().map(|(_, _, count)| count).sum();
+    let heartbeats = devices as f64 * data::HEARTBEATS as f64;
+    let per_second = rows_of("fleetd-fleet", "Heartbeats per second");
+    assert!((sum(&per_second, 2) * interval - heartbeats).abs() < 1e-6, "{per_second:?}");
+    // The first heartbeat has none before it, so that 29 increases are known.
+    let increases = (data::HEARTBEATS - 1) as f64;
+    let network = rows_of("fleetd-device", "Network");
+    assert!((sum(&network, 1) * interval - increases * 1_000.0).abs() < 1e-6, "{network:?}");
+    assert!((sum(&network, 2) * interval - increases * 500.0).abs() < 1e-6, "{network:?}");
+    assert_eq!(sum(&rows_of("fleetd-device", "Restarts over time"), 1), 2.0);
+
+    let states = rows_of("fleetd-fleet", "Devices by state");
+    let online = states.iter().find(|row| row[0] == "ONLINE").map_or(0.0, |row| sum(&[row.clone()], 1));
+    assert_eq!(sum(&states, 1), devices as f64, "{states:?}");
+    let over_time = rows_of("fleetd-fleet", "Devices online");
+    assert_eq!(sum(&over_time[..1], 1), 0.0, "nobody was there two hours ago: {over_time:?}");
+    assert_eq!(sum(&over_time[over_time.len() - 1..], 1), online, "{over_time:?}");
+    assert_eq!(online, devices as f64, "all came again");
+
+    let versions = rows_of("fleetd-fleet", "Devices by version");
+    assert_eq!(
+        versions.iter().map(|row| (row[0].as_str().expect("a version"), sum(&[row.clone()], 1))).collect::<Vec<_>>(),
+        [("1.0.0", 4.0), ("2.0.0", 2.0)]
+    );
+    assert_eq!(sum(&rows_of("fleetd-deployment", "Updated"), 0), 2.0);
+    assert_eq!(sum(&rows_of("fleetd-deployment", "Failed"), 0), 1.0);
+    // Offered 470 s ago, updated 300 s ago.
+    assert_eq!(sum(&rows_of("fleetd-deployment", "Median time to update"), 0).round(), 170.0);
+    let reasons = rows_of("fleetd-deployment", "Failures by reason");
+    assert_eq!((&reasons[0][0], &reasons[0][1]), (&Value::from("FAILED"), &Value::from("the disk is full")));
+    let compared = rows_of("fleetd-deployment", "Updated devices beside the others");
+    for kind in ["updated", "held back"] {
+        assert!(compared.iter().any(|row| row[1] == kind), "{compared:?}");
+    }
+    let outcomes = rows_of("fleetd-ingest", "Heartbeats by outcome");
+    let of_acked: Vec<_> = outcomes.iter().filter(|row| row[1] == "acked").cloned().collect();
+    // Samples are 30 s apart, and each is one more than the one before.
+    assert!(of_acked.iter().all(|row| (sum(&[row.clone()], 2) - 1.0 / 30.0).abs() < 1e-3), "{outcomes:?}");
+}
