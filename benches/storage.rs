@@ -228,7 +228,7 @@ async fn fill(schemas: &mut [Schema; 2], devices: usize, hours: i64) {
             encode_heartbeat(&ids[number], &known, &message, received, &mut record).expect("a valid heartbeat");
             pending.take(&record);
             // One device in a hundred comes and goes each hour.
-            if (whim >> 3) % 12_000 == 0 {
+            if (whim >> 3).is_multiple_of(12_000) {
                 events(&mut pending, &ids[number], received);
             }
         }
