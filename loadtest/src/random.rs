@@ -9,6 +9,12 @@ impl Random {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
+    /// Of a seed whose neighbours are in use too. [`Self::new`] would give each of them the numbers of the one before, a
+    /// step on.
+    pub(crate) fn scattered(seed: u64) -> Self {
+        Self(Self::new(seed).next())
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -118,6 +118,7 @@ struct Text {
 #[tokio::test]
 async fn clickhouse_reads_every_statement_for_a_cluster_as_one_on_that_cluster() {
     let clickhouse = clickhouse("fleetd", None).await;
+    clickhouse.create_database().await.expect("created");
     let bookkeeping = bookkeeping("CREATE TABLE IF NOT EXISTS a (b UInt8) ENGINE = MergeTree ORDER BY b", &fleet());
     for statement in for_cluster("fleetd").into_iter().chain(bookkeeping) {
         let query = clickhouse.query("SELECT formatQuery({sql:String}) AS text").param("sql", &statement);
