@@ -321,8 +321,8 @@ struct ColumnSize {
 async fn report(schemas: &[Schema; 2]) {
     let sizes = |schema: &Schema| {
         let query = schema.clickhouse.query(
-            "SELECT table, sum(rows) AS rows, sum(data_compressed_bytes) AS bytes FROM system.parts \
-             WHERE database = {database:String} AND active AND rows > 0 GROUP BY table ORDER BY bytes DESC",
+            "SELECT table, sum(parts.rows) AS rows, sum(data_compressed_bytes) AS bytes FROM system.parts \
+             WHERE database = {database:String} AND active AND parts.rows > 0 GROUP BY table ORDER BY bytes DESC",
         );
         let clickhouse = schema.clickhouse.clone();
         async move { clickhouse.rows::<Size>("sizes", query.param("database", clickhouse.database())).await.expect("sizes") }
