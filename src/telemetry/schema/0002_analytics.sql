@@ -12,16 +12,31 @@ ALTER TABLE processes ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE min
 ALTER TABLE device_events ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
 ALTER TABLE deployment_events ADD INDEX IF NOT EXISTS timestamp_range timestamp TYPE minmax GRANULARITY 1;
 
+-- Codecs, chosen again by what devices report (docs/storage.md): readings are noisy, so Gorilla finds nothing to leave out.
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS seq UInt64 CODEC(DoubleDelta, ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS received_at DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS cpu_percent Nullable(Float64) CODEC(ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS disk_used_gb Nullable(Float64) CODEC(Delta(8), ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS load_average_1m Nullable(Float64) CODEC(Delta(8), ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS load_average_5m Nullable(Float64) CODEC(Delta(8), ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS load_average_15m Nullable(Float64) CODEC(Delta(8), ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS temperature_celsius Nullable(Float64) CODEC(Delta(8), ZSTD(1));
+ALTER TABLE heartbeats MODIFY COLUMN IF EXISTS battery_percent Nullable(Float64) CODEC(Delta(8), ZSTD(1));
+ALTER TABLE processes MODIFY COLUMN IF EXISTS seq UInt64 CODEC(DoubleDelta, ZSTD(1));
+ALTER TABLE processes MODIFY COLUMN IF EXISTS received_at DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1));
+ALTER TABLE processes MODIFY COLUMN IF EXISTS cpu_percent Nullable(Float64) CODEC(ZSTD(1));
+ALTER TABLE processes MODIFY COLUMN IF EXISTS uptime_seconds UInt64 CODEC(DoubleDelta, ZSTD(1));
+
 -- What `/metrics` says, sampled, so that Grafana needs no second source to show the health of the server itself.
 CREATE TABLE IF NOT EXISTS server_metrics
 (
     journal_id UUID CODEC(ZSTD(1)),
-    seq UInt64 CODEC(Delta, ZSTD(1)),
+    seq UInt64 CODEC(DoubleDelta, ZSTD(1)),
     row_index UInt16 CODEC(Delta, ZSTD(1)),
-    received_at DateTime64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
+    received_at DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
     name String CODEC(ZSTD(1)),
     timestamp DateTime64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
-    value Float64 CODEC(Gorilla, ZSTD(1)),
+    value Float64 CODEC(Delta(8), ZSTD(1)),
     INDEX seq_range seq TYPE minmax GRANULARITY 1,
     INDEX timestamp_range timestamp TYPE minmax GRANULARITY 1
 )
