@@ -63,11 +63,13 @@ pub struct Settings {
     #[arg(long, env = "FLEETD_RETENTION_DAYS", value_name = "DAYS")]
     pub retention_days: Option<u32>,
 
-    /// Days that metrics stay by the minute (table rollup_1m); 0 keeps them for ever [default: 90]
+    /// Days that metrics stay by the minute (table rollup_1m), at least 33 more than heartbeats; 0 keeps them for ever
+    /// [default: 90]
     #[arg(long, env = "FLEETD_ROLLUP_RETENTION_DAYS", value_name = "DAYS")]
     pub rollup_retention_days: Option<u32>,
 
-    /// Days that metrics stay by the hour (rollup_1h and device_1h); 0 keeps them for ever [default: 730]
+    /// Days that metrics stay by the hour (rollup_1h and device_1h), at least as many as by the minute; 0 keeps them for
+    /// ever [default: 730]
     #[arg(long, env = "FLEETD_HOURLY_RETENTION_DAYS", value_name = "DAYS")]
     pub hourly_retention_days: Option<u32>,
 
@@ -139,6 +141,11 @@ pub struct RateLimitSettings {
     #[arg(long = "rate-limit-device", env = "FLEETD_RATE_LIMIT_DEVICE", value_name = "N")]
     pub device: Option<u32>,
 }
+
+/// By how much what is computed of heartbeats outlasts them: a question reads them from there, so what is dropped there
+/// must be gone here too. Heartbeats are dropped by the time of their receipt, what is computed of them by their own time,
+/// which may be 31 days before; and a day goes as a whole.
+const ROLLUP_MARGIN: Duration = Duration::from_secs(33 * 86_400);
 
 /// The longest retention. ClickHouse counts a TTL in seconds since 1970 in 32 bits, which end in 2106 and then begin
 /// anew: rows that are to stay for a hundred years would be dropped at once.
@@ -280,12 +287,16 @@ impl Settings {
         let interval = self.heartbeat_interval_seconds.unwrap_or(30);
         let usual = Retention::default();
         let events = kept("event_retention_days", self.event_retention_days, usual.device_events)?;
+        let heartbeats = kept("retention_days", self.retention_days, usual.heartbeats)?;
+        let minutes = kept("rollup_retention_days", self.rollup_retention_days, usual.rollup_1m)?;
+        let hours = kept("hourly_retention_days", self.hourly_retention_days, usual.rollup_1h)?;
+        let rollup_1m = longer(minutes, heartbeats.map(|kept| kept + ROLLUP_MARGIN));
         let retention = Retention {
-            heartbeats: kept("retention_days", self.retention_days, usual.heartbeats)?,
+            heartbeats,
             device_events: events,
             deployment_events: events,
-            rollup_1m: kept("rollup_retention_days", self.rollup_retention_days, usual.rollup_1m)?,
-            rollup_1h: kept("hourly_retention_days", self.hourly_retention_days, usual.rollup_1h)?,
+            rollup_1m,
+            rollup_1h: longer(hours, rollup_1m),
             ..usual
         };
         in_range("workers", workers as u64, 1..=1024, "1 to 1024 threads")?;
@@ -371,6 +382,11 @@ fn kept(name: &'static str, days: Option<u32>, usual: Option<Duration>) -> Resul
     let Some(days) = days else { return Ok(usual) };
     in_range(name, days.into(), 0..=MAX_RETENTION_DAYS, "up to 10000 days, or 0 for ever")?;
     Ok((days > 0).then(|| DAY * days))
+}
+
+/// `None` is for ever.
+fn longer(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    Some(a?.max(b?))
 }
 
 fn in_range(
@@ -483,17 +499,26 @@ mod tests {
         let usual = Retention::default();
         assert_eq!(retention(""), usual);
         let told = retention(
-            "retention_days = 0\nrollup_retention_days = 1\nhourly_retention_days = 2\nevent_retention_days = 3",
+            "retention_days = 1\nrollup_retention_days = 40\nhourly_retention_days = 0\nevent_retention_days = 3",
         );
         let expected = Retention {
-            heartbeats: None,
-            rollup_1m: Some(DAY),
-            rollup_1h: Some(2 * DAY),
+            heartbeats: Some(DAY),
+            rollup_1m: Some(40 * DAY),
+            rollup_1h: None,
             device_events: Some(3 * DAY),
             deployment_events: Some(3 * DAY),
             ..usual
         };
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_is_computed_of_heartbeats_outlasts_them() {
+        let retention = |text: &str| settings(text).expect("valid").resolve(None).expect("valid").retention;
+        let told = retention("retention_days = 100\nrollup_retention_days = 1\nhourly_retention_days = 1");
+        assert_eq!((told.rollup_1m, told.rollup_1h), (Some(133 * DAY), Some(133 * DAY)));
+        let told = retention("retention_days = 0\nrollup_retention_days = 1");
+        assert_eq!((told.heartbeats, told.rollup_1m, told.rollup_1h), (None, None, None));
     }
 
     #[test]
