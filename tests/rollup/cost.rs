@@ -1,5 +1,5 @@
 //! What computed tables cost, by ranges and by materialized views: not a promise but a measurement, printed by
-//! `cargo test --release --test rollup -- --ignored --nocapture cost`. See docs/decisions/0010.
+//! `cargo test --test rollup -- --ignored --nocapture cost`. See docs/decisions/0010.
 use std::time::{Duration, Instant};
 
 use fleetd::telemetry::metric::{gauges, sketched};
@@ -17,6 +17,13 @@ const BATCHES_A_PASS: u64 = 5;
 #[tokio::test]
 #[ignore = "a measurement of minutes, for a machine that does nothing else"]
 async fn cost_of_views_and_of_ranges() {
+    for merges_are_held_off in [true, false] {
+        measure(merges_are_held_off).await;
+    }
+}
+
+/// With merges, it tells how much a pass reads that it does not need; without, what a statement costs by itself.
+async fn measure(merges_are_held_off: bool) {
     let folder = tempfile::tempdir().expect("a folder");
     let engine = start_engine(folder.path()).await;
     let (plain, viewed) = (Fixture::on(&engine.url()).await, Fixture::on(&engine.url()).await);
@@ -24,33 +31,38 @@ async fn cost_of_views_and_of_ranges() {
         viewed.execute(&view).await;
     }
     let started = plain.start(JOURNAL);
-    let mut times = [Duration::ZERO; 3];
+    if merges_are_held_off {
+        plain.execute("SYSTEM STOP MERGES").await;
+    }
+    let cpu = "SELECT sum(value) FROM system.events WHERE event = 'OSCPUVirtualTimeMicroseconds'";
+    let mut times = [0; 3];
     let (mut worst_build, mut read) = (Duration::ZERO, 0);
     for batch in 0..BATCHES {
         for (place, fixture) in [&plain, &viewed].into_iter().enumerate() {
             fixture.execute("DROP TABLE IF EXISTS source").await;
             fixture.execute("CREATE TABLE source AS heartbeats ENGINE = Memory").await;
             fixture.execute(&rows(batch)).await;
-            let before = Instant::now();
+            let before = plain.number(cpu).await;
             fixture
                 .execute("INSERT INTO heartbeats SELECT * FROM source SETTINGS max_threads = 1, insert_deduplicate = 0")
                 .await;
-            times[place] += before.elapsed();
+            times[place] += plain.number(cpu).await - before;
         }
         if (batch + 1).is_multiple_of(BATCHES_A_PASS) {
             started.committed((batch + 1) * BATCH, 0);
             let selected = "SELECT sum(value) FROM system.events WHERE event = 'SelectedRows'";
-            let (rows_before, before) = (plain.number(selected).await, Instant::now());
+            let (rows_before, cpu_before) = (plain.number(selected).await, plain.number(cpu).await);
+            let before = Instant::now();
             started.handle.build().await.expect("built");
-            times[2] += before.elapsed();
             worst_build = worst_build.max(before.elapsed());
+            times[2] += plain.number(cpu).await - cpu_before;
             read += plain.number(selected).await - rows_before;
         }
     }
     let total = (BATCHES * BATCH) as f64;
-    let a_million = |time: Duration| time.as_secs_f64() / total * 1e6;
+    let a_million = |micros: u64| micros as f64 / total;
     let [inserts, inserts_with_views, builds] = times.map(a_million);
-    println!("{total} rows; seconds a million rows:");
+    println!("{total} rows, merges held off: {merges_are_held_off}; seconds of CPU of the engine for a million rows:");
     println!(
         "inserts without views {inserts:.2}, with views {inserts_with_views:.2} ({:.1} times)",
         inserts_with_views / inserts
