@@ -176,9 +176,9 @@ impl Inquiry<'_> {
 
     fn piece(&self, at: usize, piece: &Piece, statement: &mut Statement) -> String {
         match &piece.rows {
-            Rows::Heartbeats | Rows::Rest(_) => self.from_heartbeats(at, piece, statement),
-            Rows::Computed(Rollup::DeviceHours, _) => self.from_device_hours(at, piece, statement),
-            Rows::Computed(rollup, _) => self.from_rollup(at, *rollup, piece, statement),
+            Rows::Heartbeats | Rows::Rest(_) => self.of_heartbeats(at, piece, statement),
+            Rows::Computed(Rollup::DeviceHours, _) => self.of_device_hours(at, piece, statement),
+            Rows::Computed(rollup, _) => self.of_rollup(at, *rollup, piece, statement),
         }
     }
 
@@ -244,7 +244,7 @@ impl Inquiry<'_> {
         )
     }
 
-    fn from_heartbeats(&self, at: usize, piece: &Piece, statement: &mut Statement) -> String {
+    fn of_heartbeats(&self, at: usize, piece: &Piece, statement: &mut Statement) -> String {
         let rest = match &piece.rows {
             Rows::Rest(rest) => not_covered(at, rest, statement),
             Rows::Heartbeats | Rows::Computed(..) => "1".to_owned(),
@@ -267,7 +267,7 @@ impl Inquiry<'_> {
         source.to_owned()
     }
 
-    fn from_rollup(&self, at: usize, rollup: Rollup, piece: &Piece, statement: &mut Statement) -> String {
+    fn of_rollup(&self, at: usize, rollup: Rollup, piece: &Piece, statement: &mut Statement) -> String {
         let covered = self.window(at, piece, statement);
         statement.bind(format!("name{at}"), Value::Text(self.name_in_rollups()));
         let sketch = match self.aggregation.quantile() {
@@ -293,7 +293,7 @@ impl Inquiry<'_> {
         }
     }
 
-    fn from_device_hours(&self, at: usize, piece: &Piece, statement: &mut Statement) -> String {
+    fn of_device_hours(&self, at: usize, piece: &Piece, statement: &mut Statement) -> String {
         let covered = self.window(at, piece, statement);
         let column = match self.metric {
             Metric::Known(known) => known.column(),

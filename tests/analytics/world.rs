@@ -88,7 +88,7 @@ impl World {
 
 /// Half of them are updated in the second half of the time.
 pub fn version(number: usize, after: i64) -> String {
-    if number % 2 == 0 && after > 150 * MINUTE {
+    if number.is_multiple_of(2) && after > 150 * MINUTE {
         "2.0".to_owned()
     } else {
         format!("1.{}", number % 2)
