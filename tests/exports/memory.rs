@@ -89,8 +89,8 @@ fn twenty_million_rows_go_out_in_flat_memory() {
         run(
             server.clickhouse(),
             "fleetd",
-            "INSERT INTO heartbeats SELECT * REPLACE(generateUUIDv4() AS journal_id) FROM heartbeats \
-             WHERE journal_id = '00000000-0000-4000-8000-000000000001' SETTINGS max_partitions_per_insert_block = 0",
+            "INSERT INTO heartbeats SELECT * FROM heartbeats LIMIT 1000000 \
+             SETTINGS insert_deduplicate = 0, max_partitions_per_insert_block = 0",
         );
     }
     for (number, form) in ["PARQUET", "CSV"].into_iter().enumerate() {
