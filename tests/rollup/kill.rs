@@ -55,10 +55,15 @@ fn tables_equal_their_heartbeats_after_kills_of_server_and_engine_under_load() {
     let run = fleet.start(&load).expect("the load starts");
     run.retarget(&target(server.http()));
     for number in 1..=kills() {
-        let victim = if random.below(3) == 0 { Victim::Engine } else { Victim::Server };
-        let after = Duration::from_millis(random.below(2_500));
-        println!("{number}: {victim:?} after {after:?}");
-        std::thread::sleep(after);
+        let victim = if number % 6 == 0 || random.below(3) == 0 { Victim::Engine } else { Victim::Server };
+        if number % 3 == 0 {
+            println!("{number}: {victim:?} while a range is computed");
+            await_statement(&server);
+        } else {
+            let after = Duration::from_millis(random.below(2_500));
+            println!("{number}: {victim:?} after {after:?}");
+            std::thread::sleep(after);
+        }
         match victim {
             Victim::Engine => {
                 if let Some(engine) = server.engine_pid() {
@@ -103,6 +108,7 @@ fn tables_equal_their_heartbeats_after_kills_of_server_and_engine_under_load() {
         assert_eq!(number(&server, sql), heartbeats, "{sql}\n{}", server.log());
     }
     let again = number(&server, "SELECT countIf(generation > 0) FROM rollup_1m");
+    assert!(again > 0, "no attempt was killed");
     println!("{heartbeats} heartbeats are equal in every table; {again} rows of rollup_1m are of a second attempt");
     assert_eq!(server.metrics().get("fleetd_rollup_repairs_total"), 0.0, "{}", server.log());
 }
@@ -118,6 +124,14 @@ fn target(address: SocketAddr) -> Target {
 
 fn number(server: &Server, sql: &str) -> u64 {
     clickhouse::number(server.clickhouse(), "fleetd", sql)
+}
+
+/// Waits until ClickHouse computes a range of minutes.
+fn await_statement(server: &Server) {
+    let answers = wait_until(PATIENCE, || std::net::TcpStream::connect(server.clickhouse()).is_ok());
+    assert!(answers, "the engine is not back\n{}", server.log());
+    let running = "SELECT count() FROM system.processes WHERE query_kind = 'Insert' AND query LIKE '%INTO rollup_1m%'";
+    assert!(wait_until(PATIENCE, || number(server, running) > 0), "no range is computed\n{}", server.log());
 }
 
 /// Waits until the table has all heartbeats, as it says itself.
