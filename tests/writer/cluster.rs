@@ -71,7 +71,14 @@ async fn engine() -> &'static EngineProcess {
             .collect();
         grants.dedup();
         // A server asks for it only where its configuration says so; the embedded one does.
-        for engine in ["MergeTree", "ReplacingMergeTree", "ReplicatedMergeTree", "ReplicatedReplacingMergeTree"] {
+        for engine in [
+            "MergeTree",
+            "ReplacingMergeTree",
+            "AggregatingMergeTree",
+            "ReplicatedMergeTree",
+            "ReplicatedReplacingMergeTree",
+            "ReplicatedAggregatingMergeTree",
+        ] {
             grants.push(format!("GRANT TABLE ENGINE ON {engine}"));
         }
         grants.push("GRANT TABLE ENGINE ON Distributed".to_owned());

@@ -56,7 +56,8 @@ pub struct NotForCluster {
 /// What stands for `statement` on a cluster, in the order to be applied.
 ///
 /// # Errors
-/// For what is neither a `CREATE TABLE` of a `MergeTree` or `ReplacingMergeTree` nor an `ALTER TABLE` of one change.
+/// For what is neither a `CREATE TABLE` of a `MergeTree`, `ReplacingMergeTree` or `AggregatingMergeTree` nor an
+/// `ALTER TABLE` of one change.
 pub fn statements(statement: &str, cluster: &Cluster, database: &str) -> Result<Vec<String>, NotForCluster> {
     let refused = |what| NotForCluster { what, statement: statement.lines().next().unwrap_or_default().to_owned() };
     if let Some(rest) = statement.strip_prefix("ALTER TABLE ") {
@@ -113,7 +114,7 @@ struct Create<'a> {
     table: &'a str,
     /// Between the outer parentheses.
     body: &'a str,
-    /// `MergeTree` or `ReplacingMergeTree`.
+    /// `MergeTree`, or one that joins rows.
     engine: &'a str,
     /// The engine's argument, as `generation`.
     argument: Option<&'a str>,
@@ -142,7 +143,7 @@ impl<'a> Create<'a> {
 
     /// The engine and all that follows it, replicated.
     fn replicated(&self, path: &str, replica: &str) -> Option<String> {
-        if !matches!(self.engine, "MergeTree" | "ReplacingMergeTree") {
+        if self.engine != "MergeTree" && !self.joins_rows() {
             return None;
         }
         let argument = self.argument.map(|argument| format!(", {argument}")).unwrap_or_default();
@@ -158,7 +159,12 @@ impl<'a> Create<'a> {
         top_level(self.body).into_iter().filter(is_column).map(without_codec).collect()
     }
 
-    /// On which shard a row is. One that replaces another has the same whole sorting key, and so the same shard; the
+    /// Whether rows of one sorting key become one.
+    fn joins_rows(&self) -> bool {
+        matches!(self.engine, "ReplacingMergeTree" | "AggregatingMergeTree")
+    }
+
+    /// On which shard a row is. One that is joined with another has the same whole sorting key, and so the same shard; the
     /// others lie together by the first column of theirs: the rows of a device on one shard.
     fn sharding_key(&self) -> Option<String> {
         let key = self.rest.split_once("ORDER BY ")?.1;
@@ -166,7 +172,7 @@ impl<'a> Create<'a> {
             Some(inner) => top_level(&inner[..closing(inner)?]),
             None => vec![key.split_whitespace().next()?],
         };
-        let taken = if self.engine == "ReplacingMergeTree" { columns.len() } else { 1 };
+        let taken = if self.joins_rows() { columns.len() } else { 1 };
         Some(format!("cityHash64({})", columns[..taken].join(", ")))
     }
 }
