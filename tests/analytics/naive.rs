@@ -154,7 +154,7 @@ impl Naive<'_> {
 }
 
 /// Whether `told` is what `aggregation` makes of `values`. Sums are added in any order. A quantile is within a per cent of
-/// the values of that rank, or three where these are nearer to 0 than 1; what is further from it than 1e15 counts as that.
+/// the values of that rank; what is further from 0 than 1e15 counts as that.
 pub fn agrees(aggregation: &str, values: &[f64], told: f64) -> bool {
     let close = |expected: f64| (told - expected).abs() <= 1e-9 * expected.abs().max(1.0);
     let sum: f64 = values.iter().sum();
@@ -171,7 +171,7 @@ pub fn agrees(aggregation: &str, values: &[f64], told: f64) -> bool {
             sorted.sort_by(f64::total_cmp);
             let rank = level * (sorted.len() - 1) as f64;
             let (low, high) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
-            let slack = |value: f64| value.abs() * if value.abs() < 1.0 { 0.0305 } else { 0.0101 } + 1e-9;
+            let slack = |value: f64| value.abs() * 0.0101 + 1e-9;
             (low - slack(low)..=high + slack(high)).contains(&told)
         }
     }
