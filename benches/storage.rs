@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use fleetd::engine::{EngineOptions, EngineProcess};
 use fleetd::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
+use fleetd::telemetry::journal::JournalId;
+use fleetd::telemetry::rollup;
 use fleetd::telemetry::row::binary::{put_u64, put_uuid};
 use fleetd::telemetry::row::{
     encode_heartbeat, native, DeploymentEvent, DeviceEvent, KnownDevice, Sections, ServerMetric, Table, UnixMillis,
@@ -18,9 +20,13 @@ use fleetd::telemetry::row::{
 use fleetd::telemetry::schema::{migrate, Retention, MIGRATIONS};
 use fleetd_loadtest::{Drift, Extras};
 use fleetd_proto::v1::HeartbeatRequest;
+use uuid::Uuid;
 
 const HEARTBEAT_MS: i64 = 30_000;
 const HOUR_MS: i64 = 3_600_000;
+
+/// The journal that the rows are said to have come through.
+const JOURNAL: Uuid = Uuid::from_u128(0x0197_5f1e_2c3d_7000_8a1b_2c3d_4e5f_6071);
 
 /// Rows of an insert, as the writer sends at most.
 const BLOCK_ROWS: usize = 200_000;
@@ -57,8 +63,9 @@ async fn main() {
     let plain = Schema::made(&url, "storage_plain", without_codecs, pid).await;
     let mut schemas = [coded, plain];
     println!("{devices} devices, {hours} h, a heartbeat each {} s", HEARTBEAT_MS / 1_000);
-    fill(&mut schemas, devices, hours as i64).await;
+    let committed = fill(&mut schemas, devices, hours as i64).await;
     for schema in &mut schemas {
+        schema.compute(committed).await;
         schema.merge().await;
         println!(
             "{}: ClickHouse took {:.1} s of CPU to insert and {:.1} s to merge into one part a day",
@@ -150,10 +157,25 @@ impl Schema {
         self.inserting += cpu(self.pid).saturating_sub(before);
     }
 
+    /// Fills the tables that are computed from heartbeats, as the server does.
+    async fn compute(&self, committed: u64) {
+        let positions = rollup::Positions { committed, audited: 0 };
+        let parts = rollup::Parts {
+            journal: JournalId(JOURNAL),
+            positions: Box::new(move || positions),
+            clickhouse: self.clickhouse.clone(),
+            coverage: rollup::Coverage::default(),
+        };
+        let builder = rollup::start(parts, rollup::RollupOptions::default()).expect("a thread for the builder");
+        builder.build().await.expect("the computed tables");
+        builder.shutdown(Duration::from_secs(10)).await;
+    }
+
     async fn merge(&mut self) {
         let before = cpu(self.pid);
-        for table in Table::ALL {
-            self.execute(&format!("OPTIMIZE TABLE {} FINAL", table.name())).await;
+        let computed = rollup::Rollup::ALL.map(rollup::Rollup::table);
+        for table in Table::ALL.map(Table::name).into_iter().chain(computed) {
+            self.execute(&format!("OPTIMIZE TABLE {table} FINAL")).await;
         }
         self.merging = cpu(self.pid).saturating_sub(before);
     }
@@ -175,7 +197,7 @@ impl Pending {
             let section = section.expect("well formed");
             let slot = section.table.index();
             let mut row = Vec::with_capacity(26 + section.row.len());
-            put_uuid(&mut row, uuid::Uuid::from_u128(0x0197_5f1e_2c3d_7000_8a1b_2c3d_4e5f_6071));
+            put_uuid(&mut row, JOURNAL);
             put_u64(&mut row, self.seq);
             row.extend_from_slice(&indexes[slot].to_le_bytes());
             row.extend_from_slice(section.row);
@@ -202,7 +224,8 @@ impl Pending {
     }
 }
 
-async fn fill(schemas: &mut [Schema; 2], devices: usize, hours: i64) {
+/// The number of the last record.
+async fn fill(schemas: &mut [Schema; 2], devices: usize, hours: i64) -> u64 {
     let end = UnixMillis::now().as_millis();
     let start = end - hours * HOUR_MS;
     let mut fleet: Vec<Drift> = (0..devices).map(|number| Drift::new(1, number, start)).collect();
@@ -244,6 +267,7 @@ async fn fill(schemas: &mut [Schema; 2], devices: usize, hours: i64) {
         deployment(&mut pending, id, start + HOUR_MS / 2 + number as i64 * 700);
     }
     pending.send(schemas, true).await;
+    pending.seq
 }
 
 /// A device goes late, and is back a minute later.
