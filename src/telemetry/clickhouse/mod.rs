@@ -1,6 +1,6 @@
 //! The handle on ClickHouse: where it is, how long to wait for it, and what its failures mean for the caller.
 //!
-//! Everything goes over HTTP, nearly all through the `clickhouse` crate ([`stream`] says what does not), whether the server
+//! Everything goes over HTTP, nearly all through the `clickhouse` crate (`stream.rs` says what does not), whether the server
 //! is the embedded engine or a cluster.
 //! Values in a query are always bound parameters; table and column names come from [`Table`](super::row::Table).
 pub mod cluster;
