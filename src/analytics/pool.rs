@@ -111,9 +111,9 @@ impl Counters {
     fn count<T>(&self, outcome: &Result<T, PoolError>, worked: Duration) {
         let counter = match outcome {
             Ok(_) => &self.answered,
-            Err(PoolError::Busy) => &self.refused,
             Err(PoolError::TooCostly(_)) => &self.stopped,
-            Err(PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
+            // Who had no turn was counted when it did not come.
+            Err(PoolError::Busy | PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.work_micros.fetch_add(worked.as_micros() as u64, Ordering::Relaxed);
@@ -147,7 +147,10 @@ impl AnalystPool {
         match tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             // Nobody closes it, so only the time can have run out.
-            Ok(Err(_)) | Err(_) => Err(PoolError::Busy),
+            Ok(Err(_)) | Err(_) => {
+                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                Err(PoolError::Busy)
+            }
         }
     }
 
@@ -162,13 +165,7 @@ impl AnalystPool {
     where
         T: clickhouse::RowOwned + clickhouse::RowRead + Send + 'static,
     {
-        let turn = match self.turn().await {
-            Ok(turn) => turn,
-            Err(busy) => {
-                self.counters.refused.fetch_add(1, Ordering::Relaxed);
-                return Err(busy);
-            }
-        };
+        let turn = self.turn().await?;
         let (clickhouse, counters) = (self.clickhouse.clone(), Arc::clone(&self.counters));
         let running = tokio::spawn(async move {
             let begun = Instant::now();
