@@ -146,6 +146,7 @@ impl Task {
 
     async fn minutes(&mut self, committed: Seq) -> Result<(), RollupError> {
         self.skip_what_is_gone(committed).await.map_err(of(Rollup::Minutes))?;
+        let mut hours = Ok(());
         while let Some(range) = plan::next(self.of(Rollup::Minutes), committed, MAX_RECORDS) {
             if self.shared.is_stopping() {
                 break;
@@ -153,11 +154,11 @@ impl Task {
             self.build(Rollup::Minutes, range).await?;
             self.waiting_ranges += 1;
             if self.waiting_ranges >= MAX_WAITING_RANGES {
-                self.hours(true).await?;
+                hours = hours.and(self.hours(true).await);
             }
             self.publish(committed);
         }
-        Ok(())
+        hours
     }
 
     /// A journal that is older than these tables begins where its heartbeats do: those before were dropped long ago. Hours
@@ -183,15 +184,17 @@ impl Task {
         // They end where a range of minutes ends, because hours are merged from whole ranges.
         let ready = self.of(Rollup::Minutes).through;
         let are_many = self.waiting_ranges >= MAX_WAITING_RANGES;
-        for (rollup, at_most) in [(Rollup::Hours, Seq::MAX), (Rollup::DeviceHours, MAX_DEVICE_RECORDS)] {
-            if is_whole || are_many || is_due(self.of(rollup)) {
-                self.build_through(rollup, ready, at_most).await?;
-            }
-        }
         if is_whole || are_many {
+            // Also when they fail: minutes are not to wait for them again with each range.
             self.waiting_ranges = 0;
         }
-        Ok(())
+        let mut outcome = Ok(());
+        for (rollup, at_most) in [(Rollup::Hours, Seq::MAX), (Rollup::DeviceHours, MAX_DEVICE_RECORDS)] {
+            if is_whole || are_many || is_due(self.of(rollup)) {
+                outcome = outcome.and(self.build_through(rollup, ready, at_most).await);
+            }
+        }
+        outcome
     }
 
     async fn build_through(&mut self, rollup: Rollup, ready: Seq, at_most: u64) -> Result<(), RollupError> {
