@@ -1,8 +1,7 @@
 //! What runs, in which order it starts, and in which order it stops.
 //!
-//! Start: data directory, registry, journal, ClickHouse, writer, computed tables, device directory, artifacts, deployments, front door.
-//! Stop is the reverse:
-//! no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
+//! Start: data directory, registry, journal, ClickHouse, writer, computed tables, device directory, artifacts, exports,
+//! deployments, front door. Stop is the reverse: no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
 //! that could not be kept.
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -58,6 +57,14 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// How long the statement that computes a table may go on after the front door is shut. What is not finished then is
 /// built again by the next start.
 const ROLLUP_ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long deployments may take to save what they know. What they have not saved by then they know again after the next
+/// start, as after a crash.
+const DEPLOYMENTS_END_WITHIN: Duration = Duration::from_secs(1);
+
+/// The whole stop, which a supervisor gives 10 s: the engine gets what the parts before it leave of this. The longest they
+/// take is [`front::DRAIN_SECONDS`], [`DEPLOYMENTS_END_WITHIN`] and [`FLUSH_WITHIN`]: 8 s.
+const STOP_WITHIN: Duration = Duration::from_secs(9);
 
 /// How long a start waits for a ClickHouse that says nothing, before it serves without it.
 const TABLES_PATIENCE: Duration = Duration::from_secs(3);
@@ -272,6 +279,7 @@ impl Server {
         let pool = AnalystPool::new(clickhouse.clone());
         let exports = Exports::start(export::Parts {
             store: store.clone(),
+            queries: queries.clone(),
             pool: pool.clone(),
             blobs: blobs.clone(),
             writer: writer.clone(),
@@ -367,18 +375,25 @@ impl Server {
 
     async fn stop(self) {
         tracing::info!("stopping");
+        let began = Instant::now();
         self.stopping.send_replace(true);
         self.health.shutdown();
         self.front.stop(true).await;
-        self.deployments.stop().await;
-        self.exports.stop().await;
-        self.rollups.shutdown(ROLLUP_ENDS_WITHIN).await;
-        if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
+        if tokio::time::timeout(DEPLOYMENTS_END_WITHIN, self.deployments.stop()).await.is_err() {
+            tracing::warn!("deployments have not saved all in time, the next start takes them up as after a crash");
+        }
+        // None of the three needs another to go on.
+        let (_, _, flushed) = tokio::join!(
+            self.exports.stop(),
+            self.rollups.shutdown(ROLLUP_ENDS_WITHIN),
+            self.writer.shutdown(FLUSH_WITHIN),
+        );
+        if let Err(unsent) = flushed {
             tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");
         }
         self.journal.close().await;
         if let Some(engine) = self.engine {
-            engine.shutdown().await;
+            engine.shutdown_within(STOP_WITHIN.saturating_sub(began.elapsed())).await;
         }
         drop(self.store);
     }

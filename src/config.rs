@@ -76,6 +76,7 @@ pub struct Settings {
     /// Days that events of devices and deployments stay; 0 keeps them for ever [default: 365]
     #[arg(long, env = "FLEETD_EVENT_RETENTION_DAYS", value_name = "DAYS")]
     pub event_retention_days: Option<u32>,
+
     /// Seconds between two times that the tables of minutes are computed; those of hours follow each sixty of these.
     /// Less makes questions about the last minutes cheaper, more makes ClickHouse read less [default: 60]
     #[arg(long, env = "FLEETD_ROLLUP_INTERVAL_SECONDS", value_name = "SECONDS")]
@@ -119,7 +120,7 @@ pub struct Settings {
     #[serde(default)]
     pub rate_limit: RateLimitSettings,
 
-    /// The `[health]` table of the file: where a value becomes a fault (docs/analytics.md).
+    /// The `[health]` table of the file: where a value becomes a fault (docs/analytics-health.md).
     #[arg(skip)]
     #[serde(default)]
     pub health: HealthSettings,

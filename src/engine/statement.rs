@@ -222,7 +222,7 @@ impl Query<'_> {
                 None => return Ok(None),
             }
         }
-        responder.write(join.end())?;
+        responder.write(join.end()?)?;
         Ok(Some(counters))
     }
 }
@@ -262,10 +262,10 @@ impl Join {
     }
 
     /// What follows the last piece.
-    fn end(self) -> Bytes {
+    fn end(self) -> Result<Bytes, Exception> {
         match self {
-            Self::Parquet(joiner) => joiner.finish(),
-            Self::Rows | Self::Headed { .. } => Bytes::new(),
+            Self::Parquet(joiner) => joiner.finish().map_err(|error| Exception::internal(&error.to_string())),
+            Self::Rows | Self::Headed { .. } => Ok(Bytes::new()),
         }
     }
 }

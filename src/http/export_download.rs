@@ -51,7 +51,8 @@ impl AnalyticsService {
         };
         let full_name = file_name(&record);
         if name != full_name {
-            let message = format!("there is no {name}; the file of {} is {full_name}", record.id);
+            let shown: String = name.chars().take(64).collect();
+            let message = format!("there is no {shown}; the file of {} is {full_name}", record.id);
             return Err(ApiError::not_found(message).into());
         }
         let file = File {

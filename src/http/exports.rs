@@ -11,7 +11,7 @@ use super::access::Call;
 use super::analytics_service::{AnalyticsService, EXPORT_DATA, GET_EXPORT};
 use super::device_service::timestamp;
 use crate::analytics::export::{Columns, Form, Job, Snapshot, Subject};
-use crate::analytics::{Choice, DeviceSet};
+use crate::analytics::Choice;
 use crate::clock::UnixMillis;
 use crate::error::ApiError;
 use crate::query::Filter;
@@ -29,7 +29,7 @@ impl AnalyticsService {
         request: ExportDataRequest,
     ) -> Result<ExportDataResponse, ApiError> {
         self.access.authorize(call, EXPORT_DATA).await?;
-        let job = self.job(request).await?;
+        let job = job(request)?;
         let (begun, mut is_over) = self.exports.begin(job).await?;
         // It ends with an error, since nothing is ever sent: the sender is dropped when the export is over.
         let _ = tokio::time::timeout(WAIT, is_over.changed()).await;
@@ -72,20 +72,18 @@ impl AnalyticsService {
     fn url(&self, record: &ExportRecord) -> String {
         self.urls.sign_export(&file_name(record), record.expires_at)
     }
+}
 
-    async fn job(&self, request: ExportDataRequest) -> Result<Job, ApiError> {
-        let form = form(request.format)?;
-        let subject = subject(request.data_type)?;
-        let now = UnixMillis::now();
-        let (start, end) = times(request.start_time, request.end_time, now)?;
-        let columns = Columns::named(subject, form, &request.fields)
-            .map_err(|error| ApiError::invalid_argument(error.to_string()))?;
-        let filter = Filter::parse(&request.device_filter, now)
-            .map_err(|error| ApiError::invalid_argument(format!("device_filter {error}")))?;
-        let devices = DeviceSet::resolve(&self.queries, Choice::matching(filter)).await?;
-        let devices = devices.stage(&self.pool).await?;
-        Ok(Job { subject, form, columns, start, end, devices })
-    }
+fn job(request: ExportDataRequest) -> Result<Job, ApiError> {
+    let form = form(request.format)?;
+    let subject = subject(request.data_type)?;
+    let now = UnixMillis::now();
+    let (start, end) = times(request.start_time, request.end_time, now)?;
+    let columns = Columns::named(subject, form, &request.fields)
+        .map_err(|error| ApiError::invalid_argument(error.to_string()))?;
+    let filter = Filter::parse(&request.device_filter, now)
+        .map_err(|error| ApiError::invalid_argument(format!("device_filter {error}")))?;
+    Ok(Job { subject, form, columns, start, end, devices: Choice::matching(filter) })
 }
 
 fn form(format: i32) -> Result<Form, ApiError> {

@@ -30,6 +30,7 @@ mod field {
     pub const FILE_ROW_GROUPS: i16 = 4;
 
     pub const GROUP_COLUMNS: i16 = 1;
+    pub const GROUP_ROWS: i16 = 3;
     pub const GROUP_FILE_OFFSET: i16 = 5;
     pub const GROUP_ORDINAL: i16 = 7;
 
@@ -38,8 +39,11 @@ mod field {
     /// Offset and length of the offset index, then of the column index.
     pub const CHUNK_INDEXES: [i16; 4] = [4, 5, 6, 7];
 
+    pub const META_BYTES: i16 = 7;
+    pub const META_DATA: i16 = 9;
+    pub const META_DICTIONARY: i16 = 11;
     /// Of data, index and dictionary pages, and of the bloom filter.
-    pub const META_OFFSETS: [i16; 4] = [9, 10, 11, 14];
+    pub const META_OFFSETS: [i16; 4] = [META_DATA, 10, META_DICTIONARY, 14];
 }
 
 /// Joins files of one schema.
@@ -53,20 +57,23 @@ pub struct Joiner {
     /// All row groups, encoded.
     groups: Vec<u8>,
     group_count: usize,
+    /// Columns of each row group.
+    columns: Option<usize>,
 }
 
 impl Joiner {
     /// Takes the next file; what of it belongs into the joined one.
     ///
     /// # Errors
-    /// It is no Parquet file, or one of another schema.
+    /// It is no Parquet file, one of another schema, or one whose footer does not fit to its length and row groups.
     pub fn take(&mut self, file: &Bytes) -> Result<Bytes, Malformed> {
         let (body, mut metadata) = split(file)?;
         let Some(Value::List { values: groups, .. }) = metadata.take(field::FILE_ROW_GROUPS) else {
             return Err(Malformed("it has no row groups"));
         };
         let rows = metadata.int(field::FILE_ROWS).ok_or(Malformed("it does not say how many rows it has"))?;
-        self.rows = self.rows.saturating_add(rows);
+        self.rows = self.rows.checked_add(rows).ok_or(Malformed("it has too many rows"))?;
+        let mut rows_of_groups = 0_i64;
         let begin = match &self.head {
             None => 0,
             Some(head) if head.get(field::FILE_SCHEMA) == metadata.get(field::FILE_SCHEMA) => MAGIC.len(),
@@ -76,6 +83,11 @@ impl Joiner {
         let moved = i64::try_from(self.written).map_err(|_| Malformed("it is too far from the start"))? - begin as i64;
         for group in groups {
             let Value::Struct(mut group) = group else { return Err(Malformed("a row group is no struct")) };
+            let found = inspect(&group, body)?;
+            if *self.columns.get_or_insert(found.columns) != found.columns {
+                return Err(Malformed("a row group has another number of columns"));
+            }
+            rows_of_groups = rows_of_groups.saturating_add(found.rows);
             move_group(&mut group, moved)?;
             match i64::try_from(self.group_count).ok().filter(|ordinal| *ordinal <= i16::MAX.into()) {
                 Some(ordinal) => set(&mut group, field::GROUP_ORDINAL, ordinal),
@@ -85,6 +97,9 @@ impl Joiner {
             group.write(&mut self.groups);
             self.group_count += 1;
         }
+        if rows_of_groups != rows {
+            return Err(Malformed("its row groups have other rows than it says"));
+        }
         self.head.get_or_insert(metadata);
         let piece = file.slice(begin..body);
         self.written += piece.len() as u64;
@@ -92,8 +107,11 @@ impl Joiner {
     }
 
     /// What ends the joined file; empty if no file was taken.
-    pub fn finish(self) -> Bytes {
-        let Some(head) = self.head else { return Bytes::new() };
+    ///
+    /// # Errors
+    /// The footer is longer than a footer can be.
+    pub fn finish(self) -> Result<Bytes, Malformed> {
+        let Some(head) = self.head else { return Ok(Bytes::new()) };
         let mut footer = Vec::with_capacity(self.groups.len() + 4096);
         let mut writer = StructWriter::new(&mut footer);
         // In the order of their ids, so that the compact form stays compact.
@@ -106,11 +124,10 @@ impl Joiner {
             writer.field(*id, *kind, value);
         }
         writer.end();
-        // Four gigabytes of footer would be a hundred thousand million rows.
-        let length = u32::try_from(footer.len()).unwrap_or(u32::MAX);
+        let length = u32::try_from(footer.len()).map_err(|_| Malformed("it would be longer than 4 GiB"))?;
         footer.extend_from_slice(&length.to_le_bytes());
         footer.extend_from_slice(MAGIC);
-        footer.into()
+        Ok(footer.into())
     }
 }
 
@@ -146,6 +163,46 @@ pub fn footer_length(tail: &[u8]) -> Result<usize, Malformed> {
 pub fn rows(footer_head: &[u8]) -> Result<u64, Malformed> {
     let rows = thrift::read_through(footer_head, field::FILE_ROWS)?.int(field::FILE_ROWS);
     rows.and_then(|rows| u64::try_from(rows).ok()).ok_or(Malformed("it does not say how many rows it has"))
+}
+
+/// What a row group has.
+struct Found {
+    rows: i64,
+    columns: usize,
+}
+
+/// Looks whether a row group lies within the first `body` bytes of its file: what does not is damaged, and would point
+/// to other bytes of the joined file.
+fn inspect(group: &Struct, body: usize) -> Result<Found, Malformed> {
+    let body = i64::try_from(body).unwrap_or(i64::MAX);
+    let rows = group.int(field::GROUP_ROWS).filter(|rows| *rows >= 0);
+    let rows = rows.ok_or(Malformed("a row group does not say how many rows it has"))?;
+    let Some(Value::List { values: columns, .. }) = group.get(field::GROUP_COLUMNS) else {
+        return Err(Malformed("a row group has no columns"));
+    };
+    for column in columns {
+        let Value::Struct(chunk) = column else { return Err(Malformed("a column is no struct")) };
+        let Some(Value::Struct(meta)) = chunk.get(field::CHUNK_META) else {
+            return Err(Malformed("a column has no metadata"));
+        };
+        let is_within = |at: i64| (MAGIC.len() as i64..=body).contains(&at);
+        let offset = |id| match meta.get(id) {
+            None | Some(Value::Int(0)) => Ok(None),
+            Some(Value::Int(at)) if is_within(*at) => Ok(Some(*at)),
+            Some(_) => Err(Malformed("a column lies outside of its file")),
+        };
+        for id in field::META_OFFSETS {
+            offset(id)?;
+        }
+        let data = offset(field::META_DATA)?.ok_or(Malformed("a column does not say where it is"))?;
+        let begin = offset(field::META_DICTIONARY)?.map_or(data, |dictionary| dictionary.min(data));
+        let bytes = meta.int(field::META_BYTES).filter(|bytes| *bytes >= 0);
+        let end = bytes.and_then(|bytes| begin.checked_add(bytes));
+        if !end.is_some_and(|end| is_within(end) && data <= end) {
+            return Err(Malformed("a column ends outside of its file"));
+        }
+    }
+    Ok(Found { rows, columns: columns.len() })
 }
 
 fn move_group(group: &mut Struct, moved: i64) -> Result<(), Malformed> {
@@ -191,7 +248,8 @@ mod tests {
     /// A file of one row group and one column, as far as this module looks into it.
     fn file(content: &[u8], rows: i64, schema: &str) -> Bytes {
         let int = |id, value| (id, I64, Value::Int(value));
-        let offsets = [int(5, rows), int(9, 4), int(11, 0), int(14, 4 + content.len() as i64 - 1)];
+        let offsets =
+            [int(5, rows), int(7, content.len() as i64), int(9, 4), int(11, 0), int(14, 4 + content.len() as i64 - 1)];
         let chunk =
             vec![int(2, 0), (3, thrift::STRUCT, Value::Struct(Struct(offsets.to_vec()))), int(4, 77), int(5, 8)];
         let chunks = Value::List { kind: thrift::STRUCT, values: vec![Value::Struct(Struct(chunk))] };
@@ -213,7 +271,7 @@ mod tests {
         let mut joiner = Joiner::default();
         let mut whole = Vec::new();
         files.iter().for_each(|file| whole.extend_from_slice(&joiner.take(file).unwrap()));
-        whole.extend_from_slice(&joiner.finish());
+        whole.extend_from_slice(&joiner.finish().unwrap());
         whole
     }
 
@@ -260,6 +318,30 @@ mod tests {
         let whole = file(b"abc", 3, "s");
         for end in 0..whole.len() {
             assert!(Joiner::default().take(&whole.slice(..end)).is_err(), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_bit_that_flipped_in_a_footer_joins_nothing_that_points_elsewhere() {
+        let (first, second) = (file(b"abc", 3, "s"), file(b"defg", 4, "s"));
+        let footer = MAGIC.len() + 4;
+        for at in footer..second.len() {
+            for bit in 0..8 {
+                let mut damaged = second.to_vec();
+                damaged[at] ^= 1 << bit;
+                let mut joiner = Joiner::default();
+                let mut whole = joiner.take(&first).unwrap().to_vec();
+                let Ok(piece) = joiner.take(&damaged.into()) else { continue };
+                whole.extend_from_slice(&piece);
+                whole.extend_from_slice(&joiner.finish().unwrap());
+                let (body, metadata) = split(&whole).expect("a footer that reads");
+                let Some(Value::List { values, .. }) = metadata.get(field::FILE_ROW_GROUPS) else { panic!("none") };
+                let found = values.iter().map(|group| match group {
+                    Value::Struct(group) => inspect(group, body).expect("a group within the file").rows,
+                    _ => panic!("no struct"),
+                });
+                assert_eq!((found.sum::<i64>(), metadata.int(field::FILE_ROWS)), (7, Some(7)), "byte {at}, bit {bit}");
+            }
         }
     }
 

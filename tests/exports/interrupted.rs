@@ -220,6 +220,28 @@ fn a_clickhouse_that_is_away_fails_an_export_at_once() {
 }
 
 #[test]
+fn devices_of_a_filter_are_those_that_match_when_the_writing_begins() {
+    let server = server();
+    server.register("rpi-001");
+    with_many_rows(&server);
+    stop_within(&server, "CSV");
+    let engine = server.engine_pid().expect("an engine runs");
+    let mut filtered = many("CSV");
+    filtered["device_filter"] = json!("id:rpi-001 OR id:rpi-002");
+    let mut asked = Vec::new();
+    // The second takes the last place, so that the third waits.
+    for (message, number) in [(&many("CSV"), 2.0), (&filtered, 3.0)] {
+        asked.push(ask_for(&server, message));
+        let is_in = wait_until(SOON, || server.metrics().get("fleetd_exports_under_way") == number);
+        assert!(is_in, "{number}: {}", server.log());
+    }
+    server.register("rpi-002");
+    send_signal(engine, libc::SIGCONT);
+    let end = over(&server, "exp-003");
+    assert_eq!(end["status"]["rowsWritten"], (2 * MANY / 10).to_string(), "{end}");
+}
+
+#[test]
 fn too_many_exports_are_told_to_come_back() {
     let server = server();
     with_many_rows(&server);

@@ -203,6 +203,15 @@ async fn rows_go_through_distributed_tables_once_and_what_is_lost_is_found_on_ev
 }
 
 #[tokio::test]
+async fn a_streamed_answer_has_the_settings_of_a_cluster_too() {
+    let clickhouse = clickhouse("default", Some(fleet())).await;
+    let sql = "SELECT getSetting('distributed_product_mode') FORMAT TabSeparated".to_owned();
+    let mut answer = clickhouse.stream(sql, &[], &[]).await.expect("an answer");
+    let piece = answer.next().await.expect("no exception").expect("a piece");
+    assert_eq!(&piece[..], b"global\n");
+}
+
+#[tokio::test]
 async fn a_database_of_one_kind_is_refused_as_the_other() {
     let single = ClickHouse::new(&config(&shared_engine().await.url(), &database_name()));
     migrate(&single, &Retention::default()).await.expect("migrates");

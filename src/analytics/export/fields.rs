@@ -168,12 +168,6 @@ impl Subject {
         }
     }
 
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::DeviceMetrics, Self::DeviceProcesses, Self::DeviceEvents, Self::DeploymentEvents]
-            .into_iter()
-            .find(|subject| subject.name() == name)
-    }
-
     fn known(self) -> impl Iterator<Item = &'static Field> {
         self.fields().iter().chain(&BOOKKEEPING)
     }

@@ -19,6 +19,10 @@ const TEXT_BLOCK_ROWS: &str = "16384";
 /// a hundred million rows are 800 of these. Compressed, one is a few megabytes.
 const PARQUET_BLOCK_ROWS: &str = "131072";
 
+/// What a block of Parquet may take in ClickHouse's memory, in bytes: with a hundred long-named metrics in each row, as many
+/// rows as above would be near the limit of the statement, and there are some copies.
+const PARQUET_BLOCK_BYTES: &str = "134217728";
+
 impl Form {
     /// As the contract spells it.
     pub const fn name(self) -> &'static str {
@@ -79,8 +83,8 @@ impl Form {
             ],
             Self::Parquet => &[
                 ("max_block_size", PARQUET_BLOCK_ROWS),
-                // Else a block with long texts is cut to a megabyte, and a row group to a few thousand rows.
-                ("preferred_block_size_bytes", "0"),
+                // By default a megabyte, by which a row group with long texts is a few thousand rows.
+                ("preferred_block_size_bytes", PARQUET_BLOCK_BYTES),
                 ("output_format_parquet_row_group_size", PARQUET_BLOCK_ROWS),
                 // Every reader has it; the smaller codecs are missing here and there.
                 ("output_format_parquet_compression_method", "snappy"),

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use super::fields::{Columns, Subject};
 use super::form::{Form, RowCounter};
 use super::progress::Progress;
-use crate::analytics::device_set::StagedSet;
-use crate::analytics::pool::AnalystPool;
+use crate::analytics::device_set::{Choice, DeviceSet, StagedSet};
+use crate::analytics::pool::{AnalystPool, PoolError};
 use crate::artifacts::{BlobError, BlobStore, Kept, Upload, MAX_BINARY_BYTES};
 use crate::clock::UnixMillis;
+use crate::fleet::{FleetQueries, QueryFailure};
 use crate::parquet;
 use crate::telemetry::clickhouse::StreamError;
 use crate::telemetry::metric::PLAUSIBLE;
@@ -36,7 +37,7 @@ const BYTES_A_LOOK: u64 = 1 << 20;
 const READ_EVERY: Duration = Duration::from_secs(2);
 
 /// What an export may cost ClickHouse, beside what its form asks for.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 7] = [
     // One core; ingest has the others.
     ("max_threads", "1"),
     // A block of all fields and what is read ahead is far below.
@@ -47,6 +48,8 @@ const SETTINGS: [(&str, &str); 6] = [
     // `state` in a condition is the column, not the text that is exported under its name.
     ("prefer_column_name_to_alias", "1"),
     ("max_rows_to_read", "0"),
+    // A statement that finds nothing for now writes nothing, and would not notice that nobody waits for it.
+    ("cancel_http_readonly_queries_on_client_close", "1"),
 ];
 
 /// Rows are looked for a day before and 31 days after they say they are from, as far as [`PLAUSIBLE`] lets them be.
@@ -56,6 +59,10 @@ const HELD_BACK_MS: i64 = 31 * 86_400_000;
 /// Why there is no file. Each is shown to whoever asked for the export.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
+    #[error("the devices of device_filter were not found: {0}")]
+    Devices(#[from] QueryFailure),
+    #[error("ClickHouse was not told the devices of device_filter: {0}; ask for the export again")]
+    Staging(#[from] PoolError),
     #[error("{0}; ask for the export again")]
     Stream(#[from] StreamError),
     #[error("the disk of the artifact store is full after {bytes} bytes; make room in the data directory, or ask for a shorter time or fewer fields")]
@@ -98,12 +105,14 @@ pub struct Job {
     pub start: UnixMillis,
     /// Not included.
     pub end: UnixMillis,
-    pub devices: StagedSet,
+    /// Found when the writing begins: an export may wait for hours, and what ClickHouse is told of a set it forgets.
+    pub devices: Choice,
 }
 
 /// With what it is done.
 #[derive(Clone)]
 pub(super) struct Tools {
+    pub queries: FleetQueries,
     pub pool: AnalystPool,
     pub blobs: BlobStore,
     pub writer: WriterHandle,
@@ -126,10 +135,11 @@ impl Job {
     /// Writes the file; nobody can find it yet. `mark` tells the statement from others.
     pub(super) async fn run(&self, tools: &Tools, mark: &str, progress: &Progress) -> Result<(Kept, u64), JobError> {
         let through = tools.writer.status().written_seq;
+        let devices = DeviceSet::resolve(&tools.queries, self.devices.clone()).await?.stage(&tools.pool).await?;
         // What does not make it is not in the file, as what comes later.
         let _ = tools.writer.flush(through, FLUSH_WITHIN).await;
-        progress.expect(self.count(tools).await);
-        let written = self.write(tools, mark, progress);
+        progress.expect(self.count(tools, &devices).await);
+        let written = self.write(tools, &devices, mark, progress);
         let (kept, counter) = if self.form == Form::Parquet || progress.expected().is_none() {
             tokio::select! {
                 written = written => written?,
@@ -143,14 +153,20 @@ impl Job {
             Some(rows) => return Err(JobError::Cut { rows }),
             None => rows_of_parquet(&kept).await?,
         };
-        self.check(tools, rows, progress.expected()).await?;
+        self.check(tools, &devices, rows, progress.expected()).await?;
         Ok((kept, rows))
     }
 
-    async fn write(&self, tools: &Tools, mark: &str, progress: &Progress) -> Result<(Kept, RowCounter), JobError> {
-        let sql = format!("SELECT {} {} FORMAT {}", self.columns.sql, self.source(), self.form.format());
+    async fn write(
+        &self,
+        tools: &Tools,
+        devices: &StagedSet,
+        mark: &str,
+        progress: &Progress,
+    ) -> Result<(Kept, RowCounter), JobError> {
+        let sql = format!("SELECT {} {} FORMAT {}", self.columns.sql, self.source(devices), self.form.format());
         let mut parameters = self.columns.parameters.clone();
-        parameters.extend(self.parameters().map(|(name, value)| (name.to_owned(), value)));
+        parameters.extend(self.parameters(devices).map(|(name, value)| (name.to_owned(), value)));
         let mark = [("log_comment", mark)];
         let settings: Vec<_> = SETTINGS.iter().chain(self.form.settings()).chain(&mark).copied().collect();
         let mut answer = tools.pool.clickhouse().stream(sql, &settings, &parameters).await?;
@@ -172,7 +188,7 @@ impl Job {
     }
 
     /// FROM and WHERE; constants of this crate.
-    fn source(&self) -> String {
+    fn source(&self, devices: &StagedSet) -> String {
         format!(
             "FROM {} WHERE timestamp >= fromUnixTimestamp64Milli({{start:Int64}}, 'UTC') \
              AND timestamp < fromUnixTimestamp64Milli({{end:Int64}}, 'UTC') \
@@ -180,12 +196,12 @@ impl Job {
              AND received_at < fromUnixTimestamp64Milli({{received_to:Int64}}, 'UTC') \
              AND {PLAUSIBLE} AND {}",
             self.subject.table(),
-            self.devices.condition()
+            devices.condition()
         )
     }
 
     /// Values of the parameters in [`Self::source`].
-    fn parameters(&self) -> impl Iterator<Item = (&'static str, String)> + '_ {
+    fn parameters<'a>(&'a self, devices: &'a StagedSet) -> impl Iterator<Item = (&'static str, String)> + 'a {
         let near = |at: UnixMillis, ms: i64| UnixMillis::from_millis_clamped(at.as_millis() + ms);
         let times = [
             ("start", self.start),
@@ -194,13 +210,13 @@ impl Job {
             ("received_to", near(self.end, HELD_BACK_MS)),
         ];
         let times = times.into_iter().map(|(name, at)| (name, at.as_millis().to_string()));
-        times.chain(self.devices.parameter().map(|(name, value)| (name, value.to_owned())))
+        times.chain(devices.parameter().map(|(name, value)| (name, value.to_owned())))
     }
 
     /// How many rows there are; `None` if that takes too long, or cannot be said now.
-    async fn count(&self, tools: &Tools) -> Option<u64> {
-        let mut query = tools.pool.query(&format!("SELECT count() AS rows {}", self.source()));
-        for (name, value) in self.parameters() {
+    async fn count(&self, tools: &Tools, devices: &StagedSet) -> Option<u64> {
+        let mut query = tools.pool.query(&format!("SELECT count() AS rows {}", self.source(devices)));
+        for (name, value) in self.parameters(devices) {
             query = query.param(name, value);
         }
         match tools.pool.rows::<Count>("count the rows of an export", query).await {
@@ -214,11 +230,11 @@ impl Job {
 
     /// Rows come while an export is written, and whole days of them go when their time is over, so that there may be as many
     /// as before, as many as now, or any number in between.
-    async fn check(&self, tools: &Tools, rows: u64, before: Option<u64>) -> Result<(), JobError> {
+    async fn check(&self, tools: &Tools, devices: &StagedSet, rows: u64, before: Option<u64>) -> Result<(), JobError> {
         if before.is_none_or(|before| rows >= before) {
             return Ok(());
         }
-        match self.count(tools).await {
+        match self.count(tools, devices).await {
             Some(now) if rows < now => Err(JobError::Incomplete { rows, counted: now }),
             _ => Ok(()),
         }
@@ -267,6 +283,7 @@ async fn rows_of_parquet(kept: &Kept) -> Result<u64, JobError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::query::Filter;
 
     #[test]
     fn nothing_of_a_request_is_in_the_text() {
@@ -281,12 +298,13 @@ mod tests {
             .unwrap(),
             start: UnixMillis::from_unix_seconds(start),
             end: UnixMillis::from_unix_seconds(1_900_000_000),
-            devices: StagedSet::all(),
+            devices: Choice::matching(Filter::parse("", UnixMillis::from_unix_seconds(start)).unwrap()),
         };
         let (one, other) = (job(1_700_000_000, &["metrics.a"]), job(1_800_000_000, &["metrics.b"]));
-        assert_eq!(one.source(), other.source());
+        let all = StagedSet::all();
+        assert_eq!(one.source(&all), other.source(&all));
         assert_eq!(one.columns.sql, other.columns.sql);
-        let values: Vec<_> = one.parameters().collect();
+        let values: Vec<_> = one.parameters(&all).collect();
         assert_eq!(values[0], ("start", "1700000000000".to_owned()));
         assert_eq!(values[3], ("received_to", "1902678400000".to_owned()));
     }

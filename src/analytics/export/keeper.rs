@@ -16,6 +16,7 @@ use crate::analytics::pool::AnalystPool;
 use crate::artifacts::{BlobError, BlobStore};
 use crate::clock::UnixMillis;
 use crate::error::ApiError;
+use crate::fleet::FleetQueries;
 use crate::store::{ExportRecord, ExportState, ExportedFile, NewExport, Store, StoreError};
 use crate::telemetry::writer::WriterHandle;
 
@@ -43,6 +44,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// What exports are made of.
 pub struct Parts {
     pub store: Arc<dyn Store>,
+    pub queries: FleetQueries,
     pub pool: AnalystPool,
     pub blobs: BlobStore,
     pub writer: WriterHandle,
@@ -99,10 +101,37 @@ impl Drop for Admitted {
     }
 }
 
+/// An export that is written or waits. It is no more however its task ends, and has failed where the task panicked.
+struct Running {
+    exports: Exports,
+    id: String,
+    progress: Arc<Progress>,
+}
+
+impl Running {
+    fn note(exports: &Exports, id: &str) -> Self {
+        let progress = Arc::new(Progress::default());
+        exports.0.running.lock().insert(id.to_owned(), Arc::clone(&progress));
+        Self { exports: exports.clone(), id: id.to_owned(), progress }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let inner = &self.exports.0;
+        if std::thread::panicking() {
+            let message = "the export failed inside; ask for it again, and report it with the server's log".to_owned();
+            inner.unrecorded.lock().insert(self.id.clone(), message);
+            inner.counters.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        inner.running.lock().remove(&self.id);
+    }
+}
+
 impl Exports {
     /// Fails what was running when the server ended, removes what is left of it, and keeps watch over the files from now on.
     pub async fn start(parts: Parts) -> Result<Self, ExportsError> {
-        let Parts { store, pool, blobs, writer, stopping, retention } = parts;
+        let Parts { store, queries, pool, blobs, writer, stopping, retention } = parts;
         let failed =
             store.fail_running_exports("the server ended while the export was written; ask for it again").await?;
         let known = store.exports_with_file()?;
@@ -112,7 +141,7 @@ impl Exports {
         }
         let exports = Self(Arc::new(Inner {
             store,
-            tools: Tools { pool, blobs, writer },
+            tools: Tools { queries, pool, blobs, writer },
             stopping,
             retention,
             places: Semaphore::new(MAX_RUNNING),
@@ -134,7 +163,7 @@ impl Exports {
         *self.0.admitted.borrow()
     }
 
-    /// Begins an export, which goes on whatever its caller does. The receiver's sender is dropped when it is over.
+    /// Begins an export, which goes on whatever its caller does from then on; not to be dropped before. The receiver's sender is dropped when it is over.
     ///
     /// # Errors
     /// UNAVAILABLE when too many wait, or the registry does not take it.
@@ -145,14 +174,12 @@ impl Exports {
         let expires_at = UnixMillis::from_millis_clamped(requested_at.as_millis().saturating_add(retention));
         let export = NewExport { form: job.form.name(), subject: job.subject.name(), requested_at, expires_at };
         let record = self.0.store.begin_export(export).await?;
-        let progress = Arc::new(Progress::default());
-        self.0.running.lock().insert(record.id.clone(), Arc::clone(&progress));
+        let running = Running::note(self, &record.id);
         let (over, is_over) = watch::channel(());
-        let (exports, id) = (self.clone(), record.id.clone());
+        let exports = self.clone();
         tokio::spawn(async move {
-            exports.carry_out(&id, &job, &progress, expires_at).await;
-            exports.0.running.lock().remove(&id);
-            drop((admitted, over));
+            exports.carry_out(&running.id, &job, &running.progress, expires_at).await;
+            drop((running, admitted, over));
         });
         Ok((record, is_over))
     }
@@ -208,7 +235,11 @@ impl Exports {
     /// Records that an export failed, now or when the registry can. What the registry calls whole it leaves alone: the
     /// export may have been told to end in the moment in which it succeeded.
     async fn fail(&self, id: &str, message: String) {
-        match self.0.store.fail_export(id, message.clone()).await {
+        let recorded = self.0.store.fail_export(id, message.clone()).await;
+        if recorded.is_ok() {
+            self.0.unrecorded.lock().remove(id);
+        }
+        match recorded {
             Ok(true) => self.remove_file(id).await,
             Ok(false) => {}
             Err(error) => {
@@ -267,7 +298,7 @@ impl Exports {
                 _ = ticks.tick() => {}
                 () = self.stopped() => return,
             }
-            let unrecorded = std::mem::take(&mut *self.0.unrecorded.lock());
+            let unrecorded = self.0.unrecorded.lock().clone();
             for (id, message) in unrecorded {
                 self.fail(&id, message).await;
             }

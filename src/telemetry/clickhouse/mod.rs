@@ -183,7 +183,9 @@ impl ClickHouse {
         settings: &[(&str, &str)],
         parameters: &[(String, String)],
     ) -> Result<ByteStream, StreamError> {
-        self.door.stream(&self.database, sql, settings, parameters).await
+        let of_cluster = self.cluster.iter().flat_map(|_| cluster::SETTINGS);
+        let settings: Vec<_> = of_cluster.chain(settings.iter().copied()).collect();
+        self.door.stream(&self.database, sql, &settings, parameters).await
     }
 
     /// Creates the database if it is missing: the one statement that cannot name it as its own.
