@@ -120,7 +120,7 @@ pub struct Settings {
     #[serde(default)]
     pub rate_limit: RateLimitSettings,
 
-    /// The `[health]` table of the file: where a value becomes a fault (docs/analytics-health.md).
+    /// The `[health]` table of the file: where a value becomes a fault (docs/analytics.md).
     #[arg(skip)]
     #[serde(default)]
     pub health: HealthSettings,

@@ -22,6 +22,12 @@ const MAX_POINTS: usize = 1_000_000;
 /// How long a question of many metrics may take; no further metric is begun after it.
 const MAX_TIME: Duration = Duration::from_secs(60);
 
+/// How long a question waits after a start for what the computed tables cover: one statement of the builder's.
+const COVERAGE_WITHIN: Duration = Duration::from_secs(5);
+
+/// When to try again where that was not enough.
+const COVERAGE_RETRY_AFTER: Duration = Duration::from_secs(2);
+
 /// Tables by how much is read together, the coarsest first.
 const COARSEST_FIRST: [&str; 5] = ["rollup_1h", "device_1h", "rollup_1m", "heartbeats", ONLINE_SOURCE];
 
@@ -57,7 +63,7 @@ impl MetricsReader<'_> {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED for what costs too much or has too many series, UNAVAILABLE when ClickHouse or the threads of
-    /// queries are busy or away.
+    /// queries are busy or away, and after a start until it is known what the computed tables cover.
     pub async fn read(&self, question: &Question) -> Result<Answer, ApiError> {
         let begun = Instant::now();
         let (mut reporters, mut present) = (None, None);
@@ -69,6 +75,9 @@ impl MetricsReader<'_> {
             }
             let series = match &asked.of {
                 Subject::Reported(metric) => {
+                    if !self.coverage.is_loaded(COVERAGE_WITHIN).await {
+                        return Err(not_loaded());
+                    }
                     let devices = match reporters.take() {
                         Some(devices) => devices,
                         None => self.devices(question.reporters()).await?,
@@ -164,6 +173,13 @@ impl MetricsReader<'_> {
         series.sort_by(|one, other| one.group.cmp(&other.group));
         Ok(series)
     }
+}
+
+fn not_loaded() -> ApiError {
+    let message =
+        "the server has just started and does not know yet which heartbeats its computed tables have; try again \
+                   in a moment";
+    ApiError::unavailable(message, COVERAGE_RETRY_AFTER)
 }
 
 fn too_slow(asked: &Asked, done: usize, all: usize) -> ApiError {

@@ -63,6 +63,10 @@ impl From<PoolError> for ApiError {
                 Self::unavailable("the telemetry store does not answer; try again in a moment", RETRY_AFTER)
                     .with_source(source)
             }
+            PoolError::ClickHouse(source) if source.code.is_some_and(|code| PASSING.contains(&code)) => {
+                let message = "the telemetry store is busy, or a part of it is away; try again in a moment";
+                Self::unavailable(message, RETRY_AFTER).with_source(source)
+            }
             PoolError::ClickHouse(source) => {
                 Self::internal("the telemetry store refused the question; report it with the server's log")
                     .with_source(source)
@@ -82,6 +86,11 @@ const LIMITS: [(u32, &str); 5] = [
     (241, "the question needs more than 1 GB of memory; ask for a shorter time, fewer devices or fewer groups"),
     (396, "the answer has more than a million rows; ask for a shorter time, fewer groups or a longer interval"),
 ];
+
+/// Codes that say that another try may do: TOO_MANY_SIMULTANEOUS_QUERIES, NO_FREE_CONNECTION, SOCKET_TIMEOUT, NETWORK_ERROR,
+/// NO_ZOOKEEPER, ABORTED, TABLE_IS_READ_ONLY, ALL_CONNECTION_TRIES_FAILED, QUERY_WAS_CANCELLED, SERVER_OVERLOADED,
+/// KEEPER_EXCEPTION.
+const PASSING: [u32; 11] = [202, 203, 209, 210, 225, 236, 242, 279, 394, 745, 999];
 
 /// What questions have done since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,9 +120,9 @@ impl Counters {
     fn count<T>(&self, outcome: &Result<T, PoolError>, worked: Duration) {
         let counter = match outcome {
             Ok(_) => &self.answered,
-            Err(PoolError::Busy) => &self.refused,
             Err(PoolError::TooCostly(_)) => &self.stopped,
-            Err(PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
+            // Who had no turn was counted when it did not come.
+            Err(PoolError::Busy | PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.work_micros.fetch_add(worked.as_micros() as u64, Ordering::Relaxed);
@@ -147,7 +156,10 @@ impl AnalystPool {
         match tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             // Nobody closes it, so only the time can have run out.
-            Ok(Err(_)) | Err(_) => Err(PoolError::Busy),
+            Ok(Err(_)) | Err(_) => {
+                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                Err(PoolError::Busy)
+            }
         }
     }
 
@@ -162,13 +174,7 @@ impl AnalystPool {
     where
         T: clickhouse::RowOwned + clickhouse::RowRead + Send + 'static,
     {
-        let turn = match self.turn().await {
-            Ok(turn) => turn,
-            Err(busy) => {
-                self.counters.refused.fetch_add(1, Ordering::Relaxed);
-                return Err(busy);
-            }
-        };
+        let turn = self.turn().await?;
         let (clickhouse, counters) = (self.clickhouse.clone(), Arc::clone(&self.counters));
         let running = tokio::spawn(async move {
             let begun = Instant::now();
@@ -197,5 +203,54 @@ impl PoolError {
     pub fn of(error: ClickHouseError) -> Self {
         let limit = error.code.and_then(|code| LIMITS.iter().find(|(limit, _)| i64::from(*limit) == i64::from(code)));
         limit.map_or(Self::ClickHouse(error), |(_, message)| Self::TooCostly(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::clickhouse::ClickHouseConfig;
+
+    #[derive(clickhouse::Row, serde::Deserialize)]
+    struct One {
+        #[expect(dead_code, reason = "nobody answers")]
+        one: u8,
+    }
+
+    #[tokio::test]
+    async fn a_question_whose_asker_hung_up_keeps_its_turn_until_it_is_over() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let pool = AnalystPool::new(ClickHouse::new(&ClickHouseConfig::new(url)));
+        let mut questions = Vec::new();
+        for _ in 0..MAX_RUNNING {
+            let asked = pool.clone();
+            let asker =
+                tokio::spawn(async move { asked.rows::<One>("ask", asked.query("SELECT 1 AS one")).await.map(drop) });
+            questions.push(listener.accept().await.expect("a question"));
+            asker.abort();
+            assert!(asker.await.is_err_and(|error| error.is_cancelled()));
+        }
+        assert_eq!(pool.turns.available_permits(), 0, "both go on");
+        drop((listener, questions));
+        let turns = tokio::time::timeout(MAX_WAIT, pool.turns.acquire_many(MAX_RUNNING as u32)).await;
+        assert!(turns.is_ok(), "they are over");
+        assert_eq!(pool.stats().failed, MAX_RUNNING as u64);
+    }
+
+    #[test]
+    fn a_refusal_says_whether_to_try_again_to_ask_for_less_or_to_report_it() {
+        for (answer, code, advice) in [
+            ("Code: 159. DB::Exception: Timeout exceeded", ErrorCode::ResourceExhausted, "ask for a shorter time"),
+            ("Code: 202. DB::Exception: Too many simultaneous queries", ErrorCode::Unavailable, "try again"),
+            ("Code: 279. DB::Exception: All connection tries failed", ErrorCode::Unavailable, "try again"),
+            ("Code: 47. DB::Exception: Unknown identifier", ErrorCode::Internal, "report it"),
+            ("502 Bad Gateway", ErrorCode::Unavailable, "try again"),
+        ] {
+            let source = clickhouse::error::Error::BadResponse(answer.into());
+            let error = ApiError::from(PoolError::of(ClickHouseError::new("ask", source)));
+            assert_eq!(error.code, code, "{answer}");
+            assert!(error.message.contains(advice), "{answer}: {}", error.message);
+        }
     }
 }

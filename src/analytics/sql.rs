@@ -31,6 +31,8 @@ macro_rules! order {
 }
 pub(super) const ORDER: &str = order!("timestamp", "seq");
 const COMPUTED_ORDER: &str = order!("last_at", "last_seq");
+/// Of a gauge of `device_1h`, which has a `last_at` of its own beside those of its gauges.
+const GAUGE_ORDER: &str = order!("gauge_at", "gauge_seq");
 
 /// By what the values of a statement are grouped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -303,7 +305,7 @@ impl Inquiry<'_> {
         let rows = format!(
             "(SELECT device_id, {BUCKET_OF_WINDOW} AS bucket, {column}.count AS part_count, {column}.sum AS part_sum, \
              {column}.min AS part_min, {column}.max AS part_max, {column}.last AS part_last, \
-             {column}.last_at AS last_at, {column}.last_seq AS last_seq, {COMPUTED_ORDER} AS part_order \
+             {column}.last_at AS gauge_at, {column}.last_seq AS gauge_seq, {GAUGE_ORDER} AS part_order \
              FROM device_1h FINAL WHERE {covered} AND {} AND {column}.count > 0)",
             self.set.condition()
         );

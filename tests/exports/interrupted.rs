@@ -72,13 +72,12 @@ fn an_export_goes_on_when_its_client_goes_away() {
     drop(ask_for(&server, &many("CSV")));
     let begun = wait_until(SOON, || server.metrics().get("fleetd_exports_under_way") == 1.0);
     assert!(begun, "{}", server.log());
-    // Before it is whole, its URL says so.
-    let reply = get(&server, "exp-001.csv");
-    assert!(
-        reply.status == 200 || reply.status == 404 && reply.text().contains("still being written"),
-        "{}",
-        reply.status
-    );
+    // It is counted before the registry knows it; from then on, until it is whole, its URL says so.
+    let known = wait_until(SOON, || {
+        let reply = get(&server, "exp-001.csv");
+        reply.status == 200 || reply.status == 404 && reply.text().contains("still being written")
+    });
+    assert!(known, "{}", get(&server, "exp-001.csv").text());
     let end = over(&server, "exp-001");
     assert_eq!(end["status"]["state"], "SUCCEEDED", "{end}");
     assert_eq!(end["status"]["rowsWritten"], MANY.to_string());

@@ -98,6 +98,27 @@ async fn tables_that_are_not_there_yet_are_waited_for() {
     fixture.assert_exact(Rollup::Minutes, &started.coverage).await;
 }
 
+/// Its predecessor died when it had written down where minutes begin, and then a day of heartbeats was dropped.
+#[tokio::test]
+async fn hours_have_the_minutes_of_a_range_that_begins_before_the_first_heartbeat_that_is_left() {
+    let mut fixture = Fixture::new().await;
+    let first = 50_000_000_000;
+    fixture.add(JOURNAL, first + 50, 50).await;
+    fixture
+        .execute(&format!(
+            "INSERT INTO rollup_progress SELECT '{JOURNAL}', 'rollup_1m', {0}, {0}, 0, toDateTime64(0, 3)",
+            first - 1
+        ))
+        .await;
+    let started = fixture.start(JOURNAL);
+    started.committed(first + 99, first + 99);
+    started.build().await;
+    assert_eq!(started.covered(Rollup::Hours), first + 99);
+    for rollup in [Rollup::Minutes, Rollup::Hours] {
+        fixture.assert_exact(rollup, &started.coverage).await;
+    }
+}
+
 #[tokio::test]
 async fn a_journal_that_is_older_than_the_tables_begins_where_its_heartbeats_do() {
     let mut fixture = Fixture::new().await;

@@ -1,8 +1,10 @@
 //! Which heartbeats the computed tables have.
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::telemetry::journal::Seq;
@@ -37,12 +39,33 @@ impl Rollup {
 /// What each table covers, by journal: all heartbeats through a number. A journal that is not named is not covered at
 /// all. Cheap to clone; the builder writes it, questions read it.
 #[derive(Clone, Debug, Default)]
-pub struct Coverage(Arc<RwLock<BTreeMap<(Rollup, Uuid), Seq>>>);
+pub struct Coverage(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    covered: RwLock<BTreeMap<(Rollup, Uuid), Seq>>,
+    /// Whether ClickHouse was asked since the start.
+    is_loaded: watch::Sender<bool>,
+}
 
 impl Coverage {
+    /// Waits until it is known what the tables covered before this start, at most for so long; whether it is. Before, nothing
+    /// seems covered, and heartbeats that a table has may be dropped already: they would be missing in an answer.
+    pub async fn is_loaded(&self, within: Duration) -> bool {
+        let mut is_loaded = self.0.is_loaded.subscribe();
+        let loaded = tokio::time::timeout(within, is_loaded.wait_for(|is_loaded| *is_loaded)).await;
+        // Its end comes with the last handle alone, and here is one.
+        matches!(loaded, Ok(Ok(_)))
+    }
+
+    /// That ClickHouse was asked.
+    pub fn set_loaded(&self) {
+        self.0.is_loaded.send_replace(true);
+    }
+
     /// The journals that `rollup` covers, each through a number.
     pub fn of(&self, rollup: Rollup) -> Vec<(Uuid, Seq)> {
-        let covered = self.0.read();
+        let covered = self.0.covered.read();
         covered
             .iter()
             .filter(|((of, _), _)| *of == rollup)
@@ -52,7 +75,7 @@ impl Coverage {
 
     /// Moves on what `rollup` covers of `journal`; never back.
     pub fn advance(&self, rollup: Rollup, journal: Uuid, through: Seq) {
-        let mut covered = self.0.write();
+        let mut covered = self.0.covered.write();
         let known = covered.entry((rollup, journal)).or_insert(through);
         *known = (*known).max(through);
     }
@@ -70,5 +93,13 @@ mod tests {
         coverage.advance(Rollup::Minutes, journal, 5);
         assert_eq!(coverage.of(Rollup::Minutes), [(journal, 10)]);
         assert_eq!(coverage.of(Rollup::Hours), []);
+    }
+
+    #[tokio::test]
+    async fn coverage_is_waited_for_until_it_is_loaded() {
+        let coverage = Coverage::default();
+        assert!(!coverage.is_loaded(Duration::from_millis(1)).await);
+        let (waited, ()) = tokio::join!(coverage.is_loaded(Duration::from_secs(20)), async { coverage.set_loaded() });
+        assert!(waited && coverage.is_loaded(Duration::ZERO).await);
     }
 }

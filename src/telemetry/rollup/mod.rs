@@ -85,8 +85,7 @@ pub struct Parts {
     pub coverage: Coverage,
 }
 
-/// Starts the builder on a thread of its own. ClickHouse and its tables may be away: it waits for them, and until then
-/// questions read heartbeats.
+/// Starts the builder on a thread of its own. ClickHouse and its tables may be away: it waits for them.
 ///
 /// # Errors
 /// The system has no thread for it.

@@ -39,6 +39,7 @@ pub async fn load(
             own.insert(rollup, Progress { through, planned, audited, built_at });
         }
     }
+    coverage.set_loaded();
     Ok(own)
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::audit::{Audit, AuditReport};
 use super::build::Builder;
@@ -50,27 +51,32 @@ impl Task {
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let shared = Arc::clone(&self.shared);
         let mut backoff = Backoff::default();
-        // The first pass comes at once: until it has read how far the tables are, questions read heartbeats.
-        let mut wait = Duration::ZERO;
+        // The first pass comes at once: until it has read how far the tables are, questions wait.
+        let mut next_pass = Instant::now();
         while !shared.is_stopping() {
             let request = tokio::select! {
                 () = shared.wake.notified() => continue,
                 Some(request) = requests.recv() => Some(request),
-                () = tokio::time::sleep(wait) => None,
+                () = tokio::time::sleep_until(next_pass) => None,
             };
+            // An audit puts no pass off, however often somebody asks for one.
+            let is_pass = !matches!(request, Some(Request::Audit(..)));
             let outcome = tokio::select! {
                 biased;
                 // Whatever statement runs is given up; see the module's text on why that does no harm.
                 () = shared.abort.notified() => return,
                 outcome = self.serve(request) => outcome,
             };
-            wait = match outcome {
-                Ok(()) => {
-                    backoff = Backoff::default();
-                    jittered(self.options.every)
-                }
-                Err(()) => backoff.next(),
-            };
+            if is_pass {
+                let wait = match outcome {
+                    Ok(()) => {
+                        backoff = Backoff::default();
+                        jittered(self.options.every)
+                    }
+                    Err(()) => backoff.next(),
+                };
+                next_pass = Instant::now() + wait;
+            }
         }
     }
 
@@ -140,6 +146,7 @@ impl Task {
 
     async fn minutes(&mut self, committed: Seq) -> Result<(), RollupError> {
         self.skip_what_is_gone(committed).await.map_err(of(Rollup::Minutes))?;
+        let mut hours = Ok(());
         while let Some(range) = plan::next(self.of(Rollup::Minutes), committed, MAX_RECORDS) {
             if self.shared.is_stopping() {
                 break;
@@ -147,21 +154,23 @@ impl Task {
             self.build(Rollup::Minutes, range).await?;
             self.waiting_ranges += 1;
             if self.waiting_ranges >= MAX_WAITING_RANGES {
-                self.hours(true).await?;
+                hours = hours.and(self.hours(true).await);
             }
             self.publish(committed);
         }
-        Ok(())
+        hours
     }
 
-    /// A journal that is older than these tables begins where its heartbeats do: those before were dropped long ago.
+    /// A journal that is older than these tables begins where its heartbeats do: those before were dropped long ago. Hours
+    /// begin at 1 all the same: they are merged of whatever minutes there are, and must not begin within a range of these.
     async fn skip_what_is_gone(&mut self, committed: Seq) -> Result<(), ClickHouseError> {
+        const OF_HEARTBEATS: [Rollup; 3] = [Rollup::Minutes, Rollup::DeviceHours, Rollup::Latest];
         let is_new = |task: &Self, rollup| task.of(rollup).planned == 0 && task.of(rollup).through == 0;
-        if committed <= MAX_RECORDS || !Rollup::ALL.into_iter().any(|rollup| is_new(self, rollup)) {
+        if committed <= MAX_RECORDS || !OF_HEARTBEATS.into_iter().any(|rollup| is_new(self, rollup)) {
             return Ok(());
         }
         let Some(first) = self.builder.first_seq().await? else { return Ok(()) };
-        for rollup in Rollup::ALL {
+        for rollup in OF_HEARTBEATS {
             if is_new(self, rollup) && first > 1 {
                 self.save(rollup, Progress { through: first - 1, planned: first - 1, ..self.of(rollup) }).await?;
             }
@@ -175,15 +184,17 @@ impl Task {
         // They end where a range of minutes ends, because hours are merged from whole ranges.
         let ready = self.of(Rollup::Minutes).through;
         let are_many = self.waiting_ranges >= MAX_WAITING_RANGES;
-        for (rollup, at_most) in [(Rollup::Hours, Seq::MAX), (Rollup::DeviceHours, MAX_DEVICE_RECORDS)] {
-            if is_whole || are_many || is_due(self.of(rollup)) {
-                self.build_through(rollup, ready, at_most).await?;
-            }
-        }
         if is_whole || are_many {
+            // Also when they fail: minutes are not to wait for them again with each range.
             self.waiting_ranges = 0;
         }
-        Ok(())
+        let mut outcome = Ok(());
+        for (rollup, at_most) in [(Rollup::Hours, Seq::MAX), (Rollup::DeviceHours, MAX_DEVICE_RECORDS)] {
+            if is_whole || are_many || is_due(self.of(rollup)) {
+                outcome = outcome.and(self.build_through(rollup, ready, at_most).await);
+            }
+        }
+        outcome
     }
 
     async fn build_through(&mut self, rollup: Rollup, ready: Seq, at_most: u64) -> Result<(), RollupError> {

@@ -19,6 +19,10 @@ const PATH: &str = "/clickhouse/tables/{shard}/{database}";
 /// default is an hour.
 const DEDUPLICATION_SECONDS: u32 = 604_800;
 
+/// Engines that have a replicated form, each with whether its rows replace or join those of the same key: then all of them
+/// must be on one shard.
+const ENGINES: [(&str, bool); 3] = [("MergeTree", false), ("ReplacingMergeTree", true), ("AggregatingMergeTree", true)];
+
 /// Whether a database was made for a single server or for a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrangement {
@@ -56,8 +60,7 @@ pub struct NotForCluster {
 /// What stands for `statement` on a cluster, in the order to be applied.
 ///
 /// # Errors
-/// For what is neither a `CREATE TABLE` of a `MergeTree`, `ReplacingMergeTree` or `AggregatingMergeTree` nor an
-/// `ALTER TABLE` of one change.
+/// For what is neither a `CREATE TABLE` of one of [`ENGINES`] nor an `ALTER TABLE` of one change.
 pub fn statements(statement: &str, cluster: &Cluster, database: &str) -> Result<Vec<String>, NotForCluster> {
     let refused = |what| NotForCluster { what, statement: statement.lines().next().unwrap_or_default().to_owned() };
     if let Some(rest) = statement.strip_prefix("ALTER TABLE ") {
@@ -114,7 +117,7 @@ struct Create<'a> {
     table: &'a str,
     /// Between the outer parentheses.
     body: &'a str,
-    /// `MergeTree`, or one that joins rows.
+    /// As `MergeTree`.
     engine: &'a str,
     /// The engine's argument, as `generation`.
     argument: Option<&'a str>,
@@ -143,9 +146,7 @@ impl<'a> Create<'a> {
 
     /// The engine and all that follows it, replicated.
     fn replicated(&self, path: &str, replica: &str) -> Option<String> {
-        if self.engine != "MergeTree" && !self.joins_rows() {
-            return None;
-        }
+        ENGINES.iter().find(|(engine, _)| *engine == self.engine)?;
         let argument = self.argument.map(|argument| format!(", {argument}")).unwrap_or_default();
         let window = "non_replicated_deduplication_window";
         let replicated = format!("replicated_deduplication_window_seconds = {DEDUPLICATION_SECONDS}, {}", &window[4..]);
@@ -159,20 +160,16 @@ impl<'a> Create<'a> {
         top_level(self.body).into_iter().filter(is_column).map(without_codec).collect()
     }
 
-    /// Whether rows of one sorting key become one.
-    fn joins_rows(&self) -> bool {
-        matches!(self.engine, "ReplacingMergeTree" | "AggregatingMergeTree")
-    }
-
-    /// On which shard a row is. One that is joined with another has the same whole sorting key, and so the same shard; the
-    /// others lie together by the first column of theirs: the rows of a device on one shard.
+    /// On which shard a row is. One that replaces or joins another has the same whole sorting key, and so the same shard;
+    /// the others lie together by the first column of theirs: the rows of a device on one shard.
     fn sharding_key(&self) -> Option<String> {
         let key = self.rest.split_once("ORDER BY ")?.1;
         let columns = match key.strip_prefix('(') {
             Some(inner) => top_level(&inner[..closing(inner)?]),
             None => vec![key.split_whitespace().next()?],
         };
-        let taken = if self.joins_rows() { columns.len() } else { 1 };
+        let takes_all = ENGINES.contains(&(self.engine, true));
+        let taken = if takes_all { columns.len() } else { 1 };
         Some(format!("cityHash64({})", columns[..taken].join(", ")))
     }
 }
@@ -263,6 +260,12 @@ mod tests {
         let engine = "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/t', '{replica}', v)\nORDER";
         assert!(made[0].contains(engine), "{}", made[0]);
         assert!(made[1].ends_with("cityHash64(a, b))"), "{}", made[1]);
+        let made = on_cluster(
+            "CREATE TABLE IF NOT EXISTS t\n(\n    a UInt8,\n    v SimpleAggregateFunction(max, UInt8)\n)\n\
+             ENGINE = AggregatingMergeTree\nORDER BY (a)",
+        );
+        let engine = "ReplicatedAggregatingMergeTree('/clickhouse/tables/{shard}/{database}/t', '{replica}')\nORDER";
+        assert!(made[0].contains(engine), "{}", made[0]);
     }
 
     #[test]

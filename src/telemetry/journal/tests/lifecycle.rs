@@ -225,6 +225,27 @@ fn a_full_journal_refuses_and_takes_again_after_a_trim() {
 }
 
 #[test]
+fn a_reader_of_a_journal_that_was_trimmed_to_nothing_is_through() {
+    let dir = folder();
+    let (journal, _) = open(dir.path());
+    for n in 1..=3 {
+        assert_eq!(commit(&journal, &payload(n)).expect("room"), n);
+    }
+    drop(journal);
+    let (journal, _) = open(dir.path());
+    journal.trim_through(3).expect("written");
+    assert!(journal.segments().is_empty());
+    let mut reader = journal.reader(1);
+    assert!(reader.next_batch_through(2, 10, 1_000).expect("readable").is_none());
+    assert_eq!(reader.read_through(), 2, "no more than was asked for");
+    assert!(reader.next_batch(10, 1_000).expect("readable").is_none());
+    assert_eq!(reader.read_through(), 3, "else who waits for what comes behind it waits for nothing and goes round");
+    let next = commit(&journal, &payload(9)).expect("written");
+    assert_eq!(reader.next_batch(10, 1_000).expect("readable").map(|batch| batch.first_seq), Some(next));
+    assert_eq!(reader.read_through(), next);
+}
+
+#[test]
 fn a_trim_never_takes_a_segment_that_holds_a_later_record() {
     let dir = folder();
     let options = JournalOptions { segment_bytes: 1024, ..options(dir.path()) };
