@@ -121,7 +121,9 @@ impl Task {
         let minutes = self.minutes(committed).await;
         let latest = self.build_through(Rollup::Latest, committed, MAX_RECORDS).await;
         let hours = self.hours(is_whole).await;
-        let audit = self.audit_new(audited).await;
+        // As long as a pause, so that a backlog of ranges to compare does not hold up those to build.
+        let until = (!is_whole).then(|| Instant::now() + self.options.every);
+        let audit = self.audit_new(audited, until).await;
         self.publish(committed);
         minutes.and(latest).and(hours).and(audit)
     }
@@ -242,8 +244,8 @@ impl Task {
         Ok(())
     }
 
-    /// Compares the ranges that the writer has counted by now.
-    async fn audit_new(&mut self, counted: Seq) -> Result<(), RollupError> {
+    /// Compares the ranges that the writer has counted by now: one of each table, and more until `until`.
+    async fn audit_new(&mut self, counted: Seq, until: Option<Instant>) -> Result<(), RollupError> {
         for rollup in [Rollup::Minutes, Rollup::Hours, Rollup::DeviceHours] {
             // Hours are compared with minutes, so after them.
             let compared = if rollup == Rollup::Hours { self.of(Rollup::Minutes).audited } else { counted };
@@ -253,7 +255,8 @@ impl Task {
                 continue;
             }
             let mut differed = Vec::new();
-            let outcome = self.audit_range(rollup, Range { first: audited + 1, last: limit }, &mut differed).await;
+            let within = Range { first: audited + 1, last: limit };
+            let outcome = self.audit_range(rollup, within, until, &mut differed).await;
             if rollup == Rollup::Minutes {
                 for range in differed {
                     self.audit_all(range).await?;
@@ -269,12 +272,15 @@ impl Task {
         &mut self,
         rollup: Rollup,
         within: Range,
+        until: Option<Instant>,
         differed: &mut Vec<Range>,
     ) -> Result<(), RollupError> {
         let subjects = self.audit().subjects(rollup, within).await.map_err(of(rollup))?;
         let mut is_whole = true;
-        for subject in subjects {
-            if self.shared.is_stopping() || subject.range.last > within.last {
+        for (at, subject) in subjects.into_iter().enumerate() {
+            // One each time, or nothing would ever be compared where a pause is short.
+            let is_late = at > 0 && until.is_some_and(|until| Instant::now() >= until);
+            if is_late || self.shared.is_stopping() || subject.range.last > within.last {
                 is_whole = false;
                 break;
             }
