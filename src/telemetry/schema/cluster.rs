@@ -60,7 +60,7 @@ pub struct NotForCluster {
 /// What stands for `statement` on a cluster, in the order to be applied.
 ///
 /// # Errors
-/// For what is neither a `CREATE TABLE` of one of [`ENGINES`] nor an `ALTER TABLE` of one change.
+/// For what is neither a `CREATE TABLE` of an engine that is known here nor an `ALTER TABLE` of one change.
 pub fn statements(statement: &str, cluster: &Cluster, database: &str) -> Result<Vec<String>, NotForCluster> {
     let refused = |what| NotForCluster { what, statement: statement.lines().next().unwrap_or_default().to_owned() };
     if let Some(rest) = statement.strip_prefix("ALTER TABLE ") {
