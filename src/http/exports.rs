@@ -35,7 +35,7 @@ impl AnalyticsService {
         let _ = tokio::time::timeout(WAIT, is_over.changed()).await;
         let (record, snapshot) = self.look(&begun.id).await?;
         Ok(ExportDataResponse {
-            export_url: self.url(&record),
+            export_url: if record.state == ExportState::Failed { String::new() } else { self.url(&record) },
             size_bytes: size(&record),
             expires_at: Some(timestamp(record.expires_at)),
             status: Some(status(&record, snapshot)),

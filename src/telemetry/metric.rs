@@ -56,7 +56,18 @@ const fn counter(name: &'static str, value: &'static str) -> Known {
 
 /// Per cent of the total, which the row has from the report or, where that leaves it out, from the registry.
 const MEMORY_SHARE: &str = "if(memory_total_mb > 0, 100 * memory_used_mb / memory_total_mb, NULL)";
-const DISK_SHARE: &str = "if(disk_total_gb > 0, 100 * disk_used_gb / disk_total_gb, NULL)";
+const DISK_SHARE: &str =
+    "if(disk_total_gb > 0 AND disk_used_gb BETWEEN 0 AND 1e9, 100 * disk_used_gb / disk_total_gb, NULL)";
+
+/// Readings that can be. The bounds are far beyond what the contract says of each, for agents that count every core for
+/// itself or round oddly; what is beyond them is a fault of the device, and one such number would be the whole fleet's mean.
+const CPU: &str = "if(cpu_percent BETWEEN 0 AND 1000, cpu_percent, NULL)";
+const DISK_USED: &str = "if(disk_used_gb BETWEEN 0 AND 1e9, disk_used_gb, NULL)";
+const LOAD_1M: &str = "if(load_average_1m BETWEEN 0 AND 1e6, load_average_1m, NULL)";
+const LOAD_5M: &str = "if(load_average_5m BETWEEN 0 AND 1e6, load_average_5m, NULL)";
+const LOAD_15M: &str = "if(load_average_15m BETWEEN 0 AND 1e6, load_average_15m, NULL)";
+const TEMPERATURE: &str = "if(temperature_celsius BETWEEN -300 AND 10000, temperature_celsius, NULL)";
+const BATTERY: &str = "if(battery_percent BETWEEN 0 AND 1000, battery_percent, NULL)";
 
 /// Heartbeats that count: a clock that runs ahead by up to a day, a report that was held back for up to 31. The others
 /// were dated by a clock that was not set, and would be anywhere between 1900 and 2299. Bounds the partitions that a
@@ -99,17 +110,17 @@ const RESTARTS: &str = "if(state != 'UNKNOWN' OR uptime_seconds > 0, restart_cou
 const SWAP: &str = "if(memory_used_mb IS NULL, NULL, swap_used_mb)";
 
 const KNOWN: [Known; 19] = [
-    gauge("cpu_usage", "cpu_percent"),
+    gauge("cpu_usage", CPU),
     gauge("memory_usage", MEMORY_SHARE),
     gauge("disk_usage", DISK_SHARE),
     gauge("memory_used_mb", "memory_used_mb"),
-    gauge("disk_used_gb", "disk_used_gb"),
+    gauge("disk_used_gb", DISK_USED),
     gauge("swap_used_mb", SWAP),
-    gauge("load_average_1m", "load_average_1m"),
-    gauge("load_average_5m", "load_average_5m"),
-    gauge("load_average_15m", "load_average_15m"),
-    gauge("temperature_celsius", "temperature_celsius"),
-    gauge("battery_percent", "battery_percent"),
+    gauge("load_average_1m", LOAD_1M),
+    gauge("load_average_5m", LOAD_5M),
+    gauge("load_average_15m", LOAD_15M),
+    gauge("temperature_celsius", TEMPERATURE),
+    gauge("battery_percent", BATTERY),
     gauge("signal_dbm", "signal_dbm"),
     gauge("uptime_seconds", "nullIf(uptime_seconds, 0)"),
     // The reference spells it so in its metrics; both names mean the same.

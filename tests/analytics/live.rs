@@ -36,6 +36,12 @@ fn what_devices_report_is_answered_with_what_the_server_knows_of_them() {
             let at = time(start + minute * MINUTE + 500);
             heartbeat(&server, &key, &json!({ "device_id": id, "timestamp": at, "stats": stats }));
         }
+        // What no processor can say is none of its measurements: it would be the mean of all.
+        for cpu_percent in [1.7e308, -5.0] {
+            let at = time(start + 5 * MINUTE + 700);
+            let stats = json!({ "cpu_percent": cpu_percent });
+            heartbeat(&server, &key, &json!({ "device_id": id, "timestamp": at, "stats": stats }));
+        }
     }
     let question = json!({
         "metric_names": ["cpu_usage", "memory_usage", "queue.depth"], "aggregation": "MAX", "interval": "600s",
