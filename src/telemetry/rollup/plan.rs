@@ -8,7 +8,7 @@ use crate::telemetry::journal::Seq;
 pub const MAX_RECORDS: u64 = 4_000_000;
 
 /// The same of `device_1h`: an hour of those devices. Its rows are as many as devices in a range, so a range is long; it
-/// is aggregated in the order of the table, so its memory does not grow with it.
+/// is aggregated in the order of the table, or by way of the disk.
 pub const MAX_DEVICE_RECORDS: u64 = 128_000_000;
 
 /// Hours are built once this many ranges of minutes wait, if not before: an hour of them.
