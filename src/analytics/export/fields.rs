@@ -307,8 +307,8 @@ mod tests {
 
     #[test]
     fn fields_come_in_the_order_in_which_they_are_named() {
-        let columns = named(Subject::DeviceMetrics, &["timestamp", "cpu_usage", "device_id"]).unwrap();
-        assert_eq!(columns.sql, "timestamp AS timestamp, cpu_percent AS cpu_usage, device_id AS device_id");
+        let columns = named(Subject::DeviceMetrics, &["timestamp", "signal_dbm", "device_id"]).unwrap();
+        assert_eq!(columns.sql, "timestamp AS timestamp, signal_dbm AS signal_dbm, device_id AS device_id");
         assert!(columns.parameters.is_empty());
     }
 
