@@ -42,7 +42,7 @@ pub fn insert_heartbeats(server: &Server, begin: &str, rows: u32) {
          if(number % 2 = 0, toDateTime64(0, 3, 'UTC'), toDateTime64('2023-12-31 12:00:00', 3, 'UTC')), number % 4, \
          multiIf(number % 5 = 0, 'a \"quoted\", text' || char(10) || 'of two lines', number % 5 = 1, 'größe\\\\', \
          number % 5 = 2, '\\\\N', ''), \
-         if(number % 2 = 0, '1.0.0', '2.0.0'), if(number % 7 = 0, NULL, number / 3), if(number % 4 = 0, NULL, number), \
+         if(number % 2 = 0, '1.0.0', '2.0.0'), if(number % 7 = 0, NULL, number % 3000 / 3), if(number % 4 = 0, NULL, number), \
          if(number % 6 = 0, 0, 4096), number / 8, 64, number * 1000000007, if(number % 2 = 0, NULL, -60), \
          if(number % 2 = 0, map(), map('queue.depth', toFloat64(number), 'b', 0.5)), 'raspberry-pi' \
          FROM numbers({rows}) SETTINGS max_partitions_per_insert_block = 0"
