@@ -7,9 +7,10 @@ use crate::telemetry::journal::Seq;
 /// what waits longer is built in ranges of this size, each some seconds of one thread.
 pub const MAX_RECORDS: u64 = 4_000_000;
 
-/// The same of `device_1h`: an hour of those devices. Its rows are as many as devices in a range, so a range is long; it
-/// is aggregated in the order of the table, or by way of the disk.
-pub const MAX_DEVICE_RECORDS: u64 = 128_000_000;
+/// The same of `device_1h`, whose rows are as many as devices and hours in a range, so that a range is long: an hour of a
+/// hundred thousand devices, one heartbeat each 30 s, and a little more. Not longer, because of what is kept for each group:
+/// a range of 100 million heartbeats, 30 days of ten thousand devices, was measured to need more than 2 GB.
+pub const MAX_DEVICE_RECORDS: u64 = 16_000_000;
 
 /// Hours are built once this many ranges of minutes wait, if not before: an hour of them.
 pub const MAX_WAITING_RANGES: u32 = 60;
