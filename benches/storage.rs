@@ -17,7 +17,7 @@ use fleetd::telemetry::row::binary::{put_u64, put_uuid};
 use fleetd::telemetry::row::{
     encode_heartbeat, native, DeploymentEvent, DeviceEvent, KnownDevice, Sections, ServerMetric, Table, UnixMillis,
 };
-use fleetd::telemetry::schema::{migrate, Retention, MIGRATIONS};
+use fleetd::telemetry::schema::MIGRATIONS;
 use fleetd_loadtest::{Drift, Extras};
 use fleetd_proto::v1::HeartbeatRequest;
 use uuid::Uuid;
@@ -141,7 +141,6 @@ impl Schema {
             let wide = change(&statement).replace("min_bytes_for_wide_part = 134217728", "min_bytes_for_wide_part = 0");
             schema.execute(&wide).await;
         }
-        migrate(&schema.clickhouse, &Retention::default()).await.expect("the retention is set");
         schema
     }
 
