@@ -35,9 +35,12 @@ engine: ## Fetch the embedded ClickHouse into the user's cache
 .PHONY: test
 test: lint unit deny ## Everything that must hold before a change lands
 
+# Most tests wait for servers and engines of their own, so half as many again as there are cores run at a time.
+TEST_THREADS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
+
 .PHONY: unit
-unit: engine ## All tests of all crates
-	cargo test --workspace --locked
+unit: engine ## All tests of all crates (TEST_THREADS at a time)
+	cargo test --workspace --locked -- --test-threads=$(TEST_THREADS)
 
 .PHONY: lint
 lint: ## Formatting, clippy, rustdoc, the contract
@@ -66,3 +69,4 @@ clean: ## Remove what was built and installed here; the data directory stays
 chaos: engine ## The kill -9 tests, ten times as long as in `make test`
 	FLEETD_CHAOS_KILLS=200 cargo test --locked --test durability -- kill --nocapture
 	FLEETD_CHAOS_KILLS=50 cargo test --locked --test rollout -- kill --nocapture
+	FLEETD_CHAOS_KILLS=50 cargo test --locked --test rollup -- kill --nocapture

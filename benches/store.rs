@@ -331,6 +331,7 @@ async fn touch(store: &Arc<dyn Store>, devices: usize) {
         .map(|n| LastSeen {
             device: DeviceId::parse(&format!("bulk-{n:07}")).unwrap(),
             at: UnixMillis::now(),
+            is_late: false,
             is_offline: true,
         })
         .collect();

@@ -1,8 +1,7 @@
 //! What runs, in which order it starts, and in which order it stops.
 //!
-//! Start: data directory, registry, journal, ClickHouse, writer, device directory, artifacts, deployments, front door.
-//! Stop is the reverse:
-//! no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
+//! Start: data directory, registry, journal, ClickHouse, writer, computed tables, device directory, artifacts, exports,
+//! deployments, front door. Stop is the reverse: no new requests, then what is in flight, then what is in the journal, then ClickHouse, so that nothing is taken
 //! that could not be kept.
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -20,6 +19,8 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
+use crate::analytics::export::{self, Exports, ExportsError};
+use crate::analytics::{AnalystPool, OnlineCounts};
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
@@ -28,6 +29,7 @@ use crate::engine::{EngineError, EngineOptions, EngineProcess};
 use crate::events::Events;
 use crate::fleet::{Description, FleetQueries};
 use crate::http::access::Access;
+use crate::http::analytics_service::AnalyticsService;
 use crate::http::binary_service::{BinariesError, BinaryService};
 use crate::http::command_service::CommandCounters;
 use crate::http::device_service::DeviceService;
@@ -40,15 +42,29 @@ use crate::http::update_service::UpdateService;
 use crate::ids::DeviceId;
 use crate::observe;
 use crate::presence::Past;
+use crate::sampler;
 use crate::store::{sqlite, DeviceRow, Store, StoreError};
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use crate::telemetry::journal::{self, Journal, JournalOptions};
+use crate::telemetry::rollup::{self, Coverage, Positions, RollupHandle, RollupOptions};
 use crate::telemetry::schema::{self, Retention, SchemaError};
 use crate::telemetry::writer::{self, WriterHandle, WriterOptions};
 
 /// How long after the front door is shut the journal's rest may take to reach ClickHouse. What does not make it
 /// stays in the journal and goes out after the next start.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long the statement that computes a table may go on after the front door is shut. What is not finished then is
+/// built again by the next start.
+const ROLLUP_ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long deployments may take to save what they know. What they have not saved by then they know again after the next
+/// start, as after a crash.
+const DEPLOYMENTS_END_WITHIN: Duration = Duration::from_secs(1);
+
+/// The whole stop, which a supervisor gives 10 s: the engine gets what the parts before it leave of this. The longest they
+/// take is [`front::DRAIN_SECONDS`], [`DEPLOYMENTS_END_WITHIN`] and [`FLUSH_WITHIN`]: 8 s.
+const STOP_WITHIN: Duration = Duration::from_secs(9);
 
 /// How long a start waits for a ClickHouse that says nothing, before it serves without it.
 const TABLES_PATIENCE: Duration = Duration::from_secs(3);
@@ -72,6 +88,8 @@ pub enum AppError {
     Artifacts(#[from] BlobError),
     #[error("the files of updates cannot be served")]
     Binaries(#[from] BinariesError),
+    #[error("exports cannot be served")]
+    Exports(#[from] ExportsError),
     #[error("download URLs cannot be signed")]
     Urls(#[from] UrlsError),
     #[error("no admin key")]
@@ -84,6 +102,8 @@ pub enum AppError {
     Schema(#[from] SchemaError),
     #[error("the ClickHouse writer does not start")]
     Writer(#[from] writer::WriterError),
+    #[error("the computed tables have no thread")]
+    Rollup(#[source] std::io::Error),
     #[error("cannot listen on {address}; give another --listen")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot {operation}")]
@@ -164,7 +184,9 @@ struct Server {
     journal: Journal,
     engine: Option<EngineProcess>,
     writer: WriterHandle,
+    rollups: RollupHandle,
     deployments: Deployments,
+    exports: Exports,
     stopping: watch::Sender<bool>,
     health: Arc<StaticChecker>,
     front: actix_server::ServerHandle,
@@ -208,15 +230,29 @@ impl Server {
         };
         let clickhouse = ClickHouse::new(&ClickHouseConfig {
             database: config.clickhouse_database.clone(),
+            cluster: config.clickhouse_cluster.clone(),
             user: config.clickhouse_user.clone(),
             password: config.clickhouse_password.clone(),
             ..ClickHouseConfig::new(&clickhouse_url)
         });
-        let retention = retention(config.retention_days);
+        let retention = config.retention;
         prepare_tables(&clickhouse, retention).await?;
         let options = WriterOptions { retention, ..WriterOptions::new(data_dir.path()) };
         let writer = writer::start(journal.clone(), clickhouse.clone(), options)?;
 
+        let coverage = Coverage::default();
+        let written = writer.clone();
+        let parts = rollup::Parts {
+            journal: journal.id(),
+            positions: Box::new(move || {
+                let status = written.status();
+                Positions { committed: status.committed_seq, audited: status.audited_seq }
+            }),
+            clickhouse: clickhouse.clone(),
+            coverage: coverage.clone(),
+        };
+        let options = RollupOptions { every: config.rollup_interval, retention };
+        let rollups = rollup::start(parts, options).map_err(AppError::Rollup)?;
         let events = Events::new(journal.clone());
         let directory = DeviceDirectory::new(journal.clone(), events.clone(), config.heartbeat_interval);
         let registered = load_registry(&store, &directory)?;
@@ -238,18 +274,34 @@ impl Server {
         let public_url = config.public_url.unwrap_or_else(|| format!("http://{address}"));
         let urls = DownloadUrls::load_or_create(&*store, &public_url).await?;
         let binaries =
-            BinaryService::start(access.clone(), store.clone(), blobs, urls.clone(), is_stopping.clone()).await?;
+            BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
+                .await?;
+        let pool = AnalystPool::new(clickhouse.clone());
+        let exports = Exports::start(export::Parts {
+            store: store.clone(),
+            queries: queries.clone(),
+            pool: pool.clone(),
+            blobs: blobs.clone(),
+            writer: writer.clone(),
+            stopping: is_stopping.clone(),
+            retention: config.export_retention,
+        })
+        .await?;
         let metrics = observe::metrics(observe::Sources {
             directory: directory.clone(),
             journal: journal.clone(),
             writer: writer.clone(),
+            rollups: rollups.clone(),
             store: store.clone(),
             commands: commands.clone(),
             events: events.clone(),
             queries: queries.clone(),
+            analysts: pool.clone(),
             transfers: binaries.counters.clone(),
+            exports: exports.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
+        sampler::start(metrics.clone(), journal.clone(), is_stopping.clone());
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
         let deployments = Deployments::start(deployment::Parts {
             store: store.clone(),
@@ -257,8 +309,8 @@ impl Server {
             queries: queries.clone(),
             events: events.clone(),
             journal: journal.clone(),
-            clickhouse: clickhouse.clone(),
-            urls,
+            clickhouse,
+            urls: urls.clone(),
         })
         .await?;
         let updates = UpdateService {
@@ -267,6 +319,22 @@ impl Server {
             tokens: tokens.clone(),
             deployments: deployments.clone(),
             allow_http_artifacts: config.allow_http_artifacts,
+        };
+        let health_rules = Arc::new(config.health);
+        let analytics = AnalyticsService {
+            access: Arc::clone(&access),
+            store: store.clone(),
+            directory: directory.clone(),
+            queries: queries.clone(),
+            online: OnlineCounts::new(pool.clone(), queries.clone(), directory.clone(), writer.clone()),
+            pool,
+            health: Arc::clone(&health_rules),
+            blobs,
+            urls,
+            feeder: binaries.feeder.clone(),
+            exports: exports.clone(),
+            coverage,
+            writer: writer.clone(),
         };
         let devices = DeviceService {
             access,
@@ -279,9 +347,10 @@ impl Server {
             queries,
             events,
             stopping: is_stopping.clone(),
+            health: Arc::clone(&health_rules),
         };
         let (companions, health) = rpc::companions();
-        let rpc = FleetRpc::new(Arc::new(devices), Arc::new(updates), Arc::new(binaries));
+        let rpc = FleetRpc::new(Arc::new(devices), Arc::new(updates), Arc::new(binaries), Arc::new(analytics));
         let gateway = Gateway::new(rpc, companions, Arc::new(operations));
         let front = front::serve(listener, config.workers, gateway, is_stopping)
             .map_err(|source| AppError::Listen { address, source })?;
@@ -293,7 +362,9 @@ impl Server {
             journal,
             engine,
             writer,
+            rollups,
             deployments,
+            exports,
             stopping,
             health,
             front: handle,
@@ -304,16 +375,25 @@ impl Server {
 
     async fn stop(self) {
         tracing::info!("stopping");
+        let began = Instant::now();
         self.stopping.send_replace(true);
         self.health.shutdown();
         self.front.stop(true).await;
-        self.deployments.stop().await;
-        if let Err(unsent) = self.writer.shutdown(FLUSH_WITHIN).await {
+        if tokio::time::timeout(DEPLOYMENTS_END_WITHIN, self.deployments.stop()).await.is_err() {
+            tracing::warn!("deployments have not saved all in time, the next start takes them up as after a crash");
+        }
+        // None of the three needs another to go on.
+        let (_, _, flushed) = tokio::join!(
+            self.exports.stop(),
+            self.rollups.shutdown(ROLLUP_ENDS_WITHIN),
+            self.writer.shutdown(FLUSH_WITHIN),
+        );
+        if let Err(unsent) = flushed {
             tracing::warn!(%unsent, "not all of the journal is in clickhouse yet");
         }
         self.journal.close().await;
         if let Some(engine) = self.engine {
-            engine.shutdown().await;
+            engine.shutdown_within(STOP_WITHIN.saturating_sub(began.elapsed())).await;
         }
         drop(self.store);
     }
@@ -347,17 +427,12 @@ async fn prepare_tables(clickhouse: &ClickHouse, retention: Retention) -> Result
     Ok(())
 }
 
-/// Heartbeats stay as long as the operator said; 0 days means for ever. The other tables keep their defaults.
-fn retention(heartbeat_days: u32) -> Retention {
-    const DAY: Duration = Duration::from_secs(86_400);
-    Retention { heartbeats: (heartbeat_days > 0).then(|| DAY * heartbeat_days), ..Retention::default() }
-}
-
 /// What a restart knows of a device's presence.
 fn past_of(row: &DeviceRow<'_>) -> Past {
     match row.last_seen {
         None => Past::NeverSeen,
         Some(_) if row.is_offline => Past::Offline,
+        Some(_) if row.is_late => Past::Late,
         Some(_) => Past::Seen,
     }
 }

@@ -12,6 +12,12 @@ pub fn monotonic_nanos() -> u64 {
     STARTED.elapsed().as_nanos() as u64
 }
 
+/// From nothing to all of `span`, at random: for what must not happen in step with others. All of it without a source of
+/// randomness: jitter is a courtesy, no reason to fail.
+pub fn random_part(span: Duration) -> Duration {
+    span.mul_f64(getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX)))
+}
+
 /// Wall time in milliseconds since 1970 UTC, the one form in which the server keeps it; always inside the range of `DateTime64(3)`: 1900-01-01 to 2299-12-31
 /// (<https://clickhouse.com/docs/sql-reference/data-types/datetime64>). Outside it ClickHouse's result is undefined,
 /// so a device that thinks it is the year 1 or 9999 is stored at the nearer end.

@@ -9,7 +9,10 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::health::{HealthRules, HealthSettings, RulesError};
+use crate::telemetry::clickhouse::Cluster;
 use crate::telemetry::journal::SyncMode;
+use crate::telemetry::schema::Retention;
 
 /// What a user may set. `None` everywhere means "the default".
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -35,6 +38,11 @@ pub struct Settings {
     #[arg(long, env = "FLEETD_CLICKHOUSE_DATABASE", value_name = "NAME")]
     pub clickhouse_database: Option<String>,
 
+    /// Cluster behind --clickhouse-url, by its name in ClickHouse's remote_servers: every table is then replicated and
+    /// spread over its shards [default: none, a single server]
+    #[arg(long, env = "FLEETD_CLICKHOUSE_CLUSTER", value_name = "NAME")]
+    pub clickhouse_cluster: Option<String>,
+
     /// User for --clickhouse-url [default: default]
     #[arg(long, env = "FLEETD_CLICKHOUSE_USER", value_name = "NAME")]
     pub clickhouse_user: Option<String>,
@@ -54,6 +62,25 @@ pub struct Settings {
     /// Days that heartbeats stay in ClickHouse; 0 keeps them for ever [default: 30]
     #[arg(long, env = "FLEETD_RETENTION_DAYS", value_name = "DAYS")]
     pub retention_days: Option<u32>,
+
+    /// Days that metrics stay by the minute (table rollup_1m), at least 33 more than heartbeats; 0 keeps them for ever
+    /// [default: 90]
+    #[arg(long, env = "FLEETD_ROLLUP_RETENTION_DAYS", value_name = "DAYS")]
+    pub rollup_retention_days: Option<u32>,
+
+    /// Days that metrics stay by the hour (rollup_1h and device_1h), at least as many as by the minute; 0 keeps them for
+    /// ever [default: 730]
+    #[arg(long, env = "FLEETD_HOURLY_RETENTION_DAYS", value_name = "DAYS")]
+    pub hourly_retention_days: Option<u32>,
+
+    /// Days that events of devices and deployments stay; 0 keeps them for ever [default: 365]
+    #[arg(long, env = "FLEETD_EVENT_RETENTION_DAYS", value_name = "DAYS")]
+    pub event_retention_days: Option<u32>,
+
+    /// Seconds between two times that the tables of minutes are computed; those of hours follow each sixty of these.
+    /// Less makes questions about the last minutes cheaper, more makes ClickHouse read less [default: 60]
+    #[arg(long, env = "FLEETD_ROLLUP_INTERVAL_SECONDS", value_name = "SECONDS")]
+    pub rollup_interval_seconds: Option<u32>,
 
     /// When the journal is fsynced: "always", "interval:50ms" or "never" [default: interval:50ms]
     #[arg(long, env = "FLEETD_SYNC", value_name = "MODE")]
@@ -85,9 +112,18 @@ pub struct Settings {
     #[arg(long, env = "FLEETD_ALLOW_HTTP_ARTIFACTS", value_name = "BOOL")]
     pub allow_http_artifacts: Option<bool>,
 
+    /// Seconds that the file of an export is kept, and its URL good [default: 86400]
+    #[arg(long, env = "FLEETD_EXPORT_RETENTION_SECONDS", value_name = "SECONDS")]
+    pub export_retention_seconds: Option<u64>,
+
     #[command(flatten)]
     #[serde(default)]
     pub rate_limit: RateLimitSettings,
+
+    /// The `[health]` table of the file: where a value becomes a fault (docs/analytics.md).
+    #[arg(skip)]
+    #[serde(default)]
+    pub health: HealthSettings,
 }
 
 /// The `[rate_limit]` table of the file. 0 means no limit.
@@ -107,9 +143,16 @@ pub struct RateLimitSettings {
     pub device: Option<u32>,
 }
 
+/// By how much what is computed of heartbeats outlasts them: a question reads them from there, so what is dropped there
+/// must be gone here too. Heartbeats are dropped by the time of their receipt, what is computed of them by their own time,
+/// which may be 31 days before; and a day goes as a whole.
+const ROLLUP_MARGIN: Duration = Duration::from_secs(33 * 86_400);
+
 /// The longest retention. ClickHouse counts a TTL in seconds since 1970 in 32 bits, which end in 2106 and then begin
 /// anew: rows that are to stay for a hundred years would be dropped at once.
 const MAX_RETENTION_DAYS: u64 = 10_000;
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Where ClickHouse is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,9 +171,12 @@ pub struct Config {
     pub workers: usize,
     pub clickhouse: ClickHouseTarget,
     pub clickhouse_database: String,
+    /// Only with [`ClickHouseTarget::Server`].
+    pub clickhouse_cluster: Option<Cluster>,
     pub clickhouse_user: Option<String>,
     pub clickhouse_password: Option<String>,
-    pub retention_days: u32,
+    pub retention: Retention,
+    pub rollup_interval: Duration,
     pub sync: SyncMode,
     pub journal_capacity_bytes: u64,
     pub journal_segment_bytes: u64,
@@ -141,6 +187,8 @@ pub struct Config {
     /// `s3://…`; `None`: a folder in the data directory.
     pub artifact_store: Option<String>,
     pub allow_http_artifacts: bool,
+    pub health: HealthRules,
+    pub export_retention: Duration,
     /// `FLEETD_ADMIN_KEY`: a secret, so neither a flag nor a key of the file.
     pub admin_key: Option<String>,
 }
@@ -162,10 +210,14 @@ pub enum ConfigError {
     /// The value is left out: it may hold a password.
     #[error("clickhouse_url {0}")]
     ClickHouseUrl(&'static str),
+    #[error("clickhouse_cluster names a cluster, and the embedded ClickHouse is none: give clickhouse_url too")]
+    ClusterWithoutUrl,
     #[error("{name} = {value} is out of range: {expected}")]
     Range { name: &'static str, value: String, expected: &'static str },
     #[error("{name} = {value:?} is not valid: give {expected}")]
     Url { name: &'static str, value: String, expected: &'static str },
+    #[error(transparent)]
+    Health(#[from] RulesError),
 }
 
 impl Settings {
@@ -185,11 +237,16 @@ impl Settings {
             workers: self.workers.or(fallback.workers),
             clickhouse_url: self.clickhouse_url.or(fallback.clickhouse_url),
             clickhouse_database: self.clickhouse_database.or(fallback.clickhouse_database),
+            clickhouse_cluster: self.clickhouse_cluster.or(fallback.clickhouse_cluster),
             clickhouse_user: self.clickhouse_user.or(fallback.clickhouse_user),
             clickhouse_password: self.clickhouse_password.or(fallback.clickhouse_password),
             engine_listen: self.engine_listen.or(fallback.engine_listen),
             engine_library: self.engine_library.or(fallback.engine_library),
             retention_days: self.retention_days.or(fallback.retention_days),
+            rollup_retention_days: self.rollup_retention_days.or(fallback.rollup_retention_days),
+            hourly_retention_days: self.hourly_retention_days.or(fallback.hourly_retention_days),
+            event_retention_days: self.event_retention_days.or(fallback.event_retention_days),
+            rollup_interval_seconds: self.rollup_interval_seconds.or(fallback.rollup_interval_seconds),
             sync: self.sync.or(fallback.sync),
             journal_capacity_mb: self.journal_capacity_mb.or(fallback.journal_capacity_mb),
             journal_segment_mb: self.journal_segment_mb.or(fallback.journal_segment_mb),
@@ -197,11 +254,14 @@ impl Settings {
             public_url: self.public_url.or(fallback.public_url),
             artifact_store: self.artifact_store.or(fallback.artifact_store),
             allow_http_artifacts: self.allow_http_artifacts.or(fallback.allow_http_artifacts),
+            export_retention_seconds: self.export_retention_seconds.or(fallback.export_retention_seconds),
             rate_limit: RateLimitSettings {
                 anonymous: self.rate_limit.anonymous.or(fallback.rate_limit.anonymous),
                 authenticated: self.rate_limit.authenticated.or(fallback.rate_limit.authenticated),
                 device: self.rate_limit.device.or(fallback.rate_limit.device),
             },
+            // There is neither a flag nor a variable for it.
+            health: fallback.health,
         }
     }
 
@@ -218,16 +278,36 @@ impl Settings {
                 library: self.engine_library,
             },
         };
+        let clickhouse_cluster = self.clickhouse_cluster.map(cluster).transpose()?;
+        if clickhouse_cluster.is_some() && matches!(clickhouse, ClickHouseTarget::Embedded { .. }) {
+            return Err(ConfigError::ClusterWithoutUrl);
+        }
         let workers = self.workers.unwrap_or(cores);
         let segment_mb = self.journal_segment_mb.unwrap_or(64);
         let capacity_mb = self.journal_capacity_mb.unwrap_or(8192);
         let interval = self.heartbeat_interval_seconds.unwrap_or(30);
-        let retention_days = self.retention_days.unwrap_or(30);
+        let usual = Retention::default();
+        let events = kept("event_retention_days", self.event_retention_days, usual.device_events)?;
+        let heartbeats = kept("retention_days", self.retention_days, usual.heartbeats)?;
+        let minutes = kept("rollup_retention_days", self.rollup_retention_days, usual.rollup_1m)?;
+        let hours = kept("hourly_retention_days", self.hourly_retention_days, usual.rollup_1h)?;
+        let rollup_1m = longer(minutes, heartbeats.map(|kept| kept + ROLLUP_MARGIN));
+        let retention = Retention {
+            heartbeats,
+            device_events: events,
+            deployment_events: events,
+            rollup_1m,
+            rollup_1h: longer(hours, rollup_1m),
+            ..usual
+        };
         in_range("workers", workers as u64, 1..=1024, "1 to 1024 threads")?;
         in_range("journal_segment_mb", segment_mb, 1..=1024, "1 to 1024 megabytes")?;
         in_range("journal_capacity_mb", capacity_mb, 2 * segment_mb..=1 << 20, "two segments to 1048576 megabytes")?;
-        in_range("retention_days", retention_days.into(), 0..=MAX_RETENTION_DAYS, "up to 10000 days, or 0 for ever")?;
+        let rollup_interval = self.rollup_interval_seconds.unwrap_or(60);
+        in_range("rollup_interval_seconds", rollup_interval.into(), 1..=3_600, "1 second to an hour")?;
         in_range("heartbeat_interval_seconds", interval.into(), 1..=86_400, "1 second to a day")?;
+        let export_retention = self.export_retention_seconds.unwrap_or(86_400);
+        in_range("export_retention_seconds", export_retention, 1..=30 * 86_400, "1 second to 30 days")?;
         let public_url = self.public_url.map(public_url).transpose()?;
         let artifact_store = self.artifact_store.map(artifact_store).transpose()?;
         Ok(Config {
@@ -236,9 +316,11 @@ impl Settings {
             workers,
             clickhouse,
             clickhouse_database: self.clickhouse_database.unwrap_or_else(|| "fleetd".into()),
+            clickhouse_cluster,
             clickhouse_user: self.clickhouse_user,
             clickhouse_password: self.clickhouse_password,
-            retention_days,
+            retention,
+            rollup_interval: Duration::from_secs(rollup_interval.into()),
             sync: self.sync.unwrap_or(SyncMode::Interval(Duration::from_millis(50))),
             journal_capacity_bytes: capacity_mb << 20,
             journal_segment_bytes: segment_mb << 20,
@@ -251,6 +333,8 @@ impl Settings {
             public_url,
             artifact_store,
             allow_http_artifacts: self.allow_http_artifacts.unwrap_or(false),
+            health: HealthRules::of(self.health)?,
+            export_retention: Duration::from_secs(export_retention),
             admin_key,
         })
     }
@@ -283,11 +367,27 @@ fn public_url(value: String) -> Result<String, ConfigError> {
     Ok(value.trim_end_matches('/').to_owned())
 }
 
+fn cluster(value: String) -> Result<Cluster, ConfigError> {
+    Cluster::named(&value).ok_or(ConfigError::Url { name: "clickhouse_cluster", value, expected: Cluster::EXPECTED })
+}
+
 fn artifact_store(value: String) -> Result<String, ConfigError> {
     match value.strip_prefix("s3://") {
         Some(bucket) if !bucket.is_empty() && !bucket.starts_with('/') => Ok(value),
         _ => Err(ConfigError::Url { name: "artifact_store", value, expected: "s3://BUCKET or s3://BUCKET/PREFIX" }),
     }
+}
+
+/// How long something is kept: `usual` where nobody said it, for ever (`None`) where the user said 0.
+fn kept(name: &'static str, days: Option<u32>, usual: Option<Duration>) -> Result<Option<Duration>, ConfigError> {
+    let Some(days) = days else { return Ok(usual) };
+    in_range(name, days.into(), 0..=MAX_RETENTION_DAYS, "up to 10000 days, or 0 for ever")?;
+    Ok((days > 0).then(|| DAY * days))
+}
+
+/// `None` is for ever.
+fn longer(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    Some(a?.max(b?))
 }
 
 fn in_range(
@@ -351,6 +451,23 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_is_named_by_a_word_and_behind_a_url() {
+        let resolve = |url: Option<&str>, cluster: &str| {
+            let (clickhouse_url, clickhouse_cluster) = (url.map(str::to_owned), Some(cluster.to_owned()));
+            Settings { clickhouse_url, clickhouse_cluster, ..Settings::default() }.resolve(None)
+        };
+        let url = Some("http://db:8123");
+        let config = resolve(url, "fleet").expect("a cluster");
+        assert_eq!(config.clickhouse_cluster.expect("kept").name(), "fleet");
+        for wrong in ["", "a-b", "1a", "x'; DROP DATABASE fleetd"] {
+            let message = resolve(url, wrong).expect_err(wrong).to_string();
+            assert!(message.contains("clickhouse_cluster") && message.contains("remote_servers"), "{message}");
+        }
+        let message = resolve(None, "fleet").expect_err("no server").to_string();
+        assert!(message.contains("clickhouse_url"), "{message}");
+    }
+
+    #[test]
     fn a_public_url_is_one_that_paths_can_follow() {
         let resolved = |url: &str| Settings { public_url: Some(url.into()), ..Settings::default() }.resolve(None);
         for (given, base) in [
@@ -367,11 +484,42 @@ mod tests {
 
     #[test]
     fn a_retention_beyond_what_clickhouse_can_count_is_refused() {
-        let kept = |days| Settings { retention_days: Some(days), ..Settings::default() }.resolve(None);
-        for days in [0, 1, 10_000] {
-            kept(days).expect("counted");
+        let resolved = |name: &str, days: u32| settings(&format!("{name} = {days}")).expect("a setting").resolve(None);
+        for name in ["retention_days", "rollup_retention_days", "hourly_retention_days", "event_retention_days"] {
+            for days in [0, 1, 10_000] {
+                resolved(name, days).expect("counted");
+            }
+            let message = resolved(name, 36_500).expect_err("a hundred years").to_string();
+            assert!(message.contains(&format!("{name} = 36500")), "{message}");
         }
-        assert!(kept(36_500).expect_err("a hundred years").to_string().contains("retention_days = 36500"));
+    }
+
+    #[test]
+    fn what_nobody_set_is_kept_as_long_as_usual_and_what_is_set_to_0_for_ever() {
+        let retention = |text: &str| settings(text).expect("valid").resolve(None).expect("valid").retention;
+        let usual = Retention::default();
+        assert_eq!(retention(""), usual);
+        let told = retention(
+            "retention_days = 1\nrollup_retention_days = 40\nhourly_retention_days = 0\nevent_retention_days = 3",
+        );
+        let expected = Retention {
+            heartbeats: Some(DAY),
+            rollup_1m: Some(40 * DAY),
+            rollup_1h: None,
+            device_events: Some(3 * DAY),
+            deployment_events: Some(3 * DAY),
+            ..usual
+        };
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_is_computed_of_heartbeats_outlasts_them() {
+        let retention = |text: &str| settings(text).expect("valid").resolve(None).expect("valid").retention;
+        let told = retention("retention_days = 100\nrollup_retention_days = 1\nhourly_retention_days = 1");
+        assert_eq!((told.rollup_1m, told.rollup_1h), (Some(133 * DAY), Some(133 * DAY)));
+        let told = retention("retention_days = 0\nrollup_retention_days = 1");
+        assert_eq!((told.heartbeats, told.rollup_1m, told.rollup_1h), (None, None, None));
     }
 
     #[test]

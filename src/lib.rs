@@ -1,6 +1,7 @@
 //! fleetd takes the heartbeats of very large device fleets, knows every device live, and rolls software out to
 //! them without breaking them. ARCHITECTURE.md follows one heartbeat through these modules.
 pub mod actors;
+pub mod analytics;
 pub mod app;
 pub mod artifacts;
 pub mod auth;
@@ -17,8 +18,10 @@ pub mod http;
 pub mod ids;
 pub mod metrics;
 pub mod observe;
+pub mod parquet;
 pub mod presence;
 pub mod query;
 pub mod rollout;
+pub mod sampler;
 pub mod store;
 pub mod telemetry;

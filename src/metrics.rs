@@ -19,6 +19,8 @@ use crate::error::ErrorCode;
 pub struct Metrics {
     registry: Arc<Registry>,
     heartbeats: Arc<HeartbeatOutcomes>,
+    samples_kept: Counter,
+    samples_skipped: Counter,
 }
 
 /// A counter for each way a heartbeat can end.
@@ -52,8 +54,20 @@ impl Metrics {
         let counter = |outcome| outcomes.get_or_create(&[("outcome", outcome)]).clone();
         let heartbeats =
             HeartbeatOutcomes { acked: counter("acked"), refused: ErrorCode::ALL.map(|code| counter(code.name())) };
+        let (samples_kept, samples_skipped) = (Counter::default(), Counter::default());
+        registry.register("metric_samples", "Samples of these metrics that ClickHouse gets", samples_kept.clone());
+        registry.register(
+            "metric_samples_skipped",
+            "Samples that were left out because the journal filled up or did not take them",
+            samples_skipped.clone(),
+        );
         registry.register_collector(Box::new(Readings(Box::new(source))));
-        Self { registry: Arc::new(registry), heartbeats: Arc::new(heartbeats) }
+        Self { registry: Arc::new(registry), heartbeats: Arc::new(heartbeats), samples_kept, samples_skipped }
+    }
+
+    /// Counts a sample of these metrics, a record of the journal if it is kept.
+    pub fn count_sample(&self, is_kept: bool) {
+        if is_kept { &self.samples_kept } else { &self.samples_skipped }.inc();
     }
 
     pub fn count_heartbeat(&self, refused: Option<ErrorCode>) {

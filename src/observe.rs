@@ -6,6 +6,8 @@ use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
 use crate::actors::directory::DeviceDirectory;
+use crate::analytics::export::Exports;
+use crate::analytics::AnalystPool;
 use crate::artifacts::TransferCounters;
 use crate::engine::EngineMonitor;
 use crate::events::Events;
@@ -14,6 +16,7 @@ use crate::http::command_service::CommandCounters;
 use crate::metrics::{Metrics, Reading, Value};
 use crate::store::Store;
 use crate::telemetry::journal::Journal;
+use crate::telemetry::rollup::{RollupHandle, RollupStatus, TableStatus};
 use crate::telemetry::writer::WriterHandle;
 
 /// Share of the journal's capacity above which the server asks for no new traffic: it still takes what comes, but a
@@ -25,11 +28,14 @@ pub struct Sources {
     pub directory: DeviceDirectory,
     pub journal: Journal,
     pub writer: WriterHandle,
+    pub rollups: RollupHandle,
     pub store: Arc<dyn Store>,
     pub commands: Arc<CommandCounters>,
     pub events: Events,
     pub queries: FleetQueries,
+    pub analysts: AnalystPool,
     pub transfers: Arc<TransferCounters>,
+    pub exports: Exports,
     pub engine: Option<EngineMonitor>,
 }
 
@@ -40,9 +46,12 @@ pub fn metrics(sources: Sources) -> Metrics {
         readings.extend(events(&sources));
         readings.extend(journal(&sources));
         readings.extend(writer(&sources));
+        readings.extend(rollups(&sources.rollups.status()));
         readings.extend(store(&sources));
         readings.extend(queries(&sources));
+        readings.extend(analytics(&sources.analysts));
         readings.extend(transfers(&sources.transfers));
+        readings.extend(exports(&sources.exports));
         if let Some(engine) = &sources.engine {
             readings.push(counter(
                 "engine_restarts",
@@ -102,6 +111,19 @@ fn devices(sources: &Sources) -> Vec<Reading> {
         ),
         gauge("heartbeat_stretch", "Factor by which intervals are longer under load", None, snapshot.stretch),
         counter("device_actors_recreated", "Device actors made anew after a panic", snapshot.recreated),
+    ]
+}
+
+fn exports(exports: &Exports) -> Vec<Reading> {
+    let counters = exports.counters();
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let bytes = count(&counters.bytes);
+    vec![
+        gauge("exports_under_way", "Exports that are written or wait", None, exports.under_way() as f64),
+        counter("exports_succeeded", "Exports whose file is whole", count(&counters.succeeded)),
+        counter("exports_failed", "Exports that failed", count(&counters.failed)),
+        counter("exports_refused", "Exports refused because too many waited", count(&counters.refused)),
+        Reading { unit: Some(Unit::Bytes), ..counter("exported", "Bytes of files that were exported", bytes) },
     ]
 }
 
@@ -207,6 +229,27 @@ fn writer(sources: &Sources) -> Vec<Reading> {
     ]
 }
 
+/// Of all computed tables together, but how far each is.
+fn rollups(status: &RollupStatus) -> Vec<Reading> {
+    let sum = |of: fn(&TableStatus) -> u64| status.tables.iter().map(of).sum();
+    let [minutes, hours, device_hours, latest] = status.tables.map(|table| table.lag_seqs as f64);
+    let lag = |name, help, lag| gauge(name, help, None, lag);
+    vec![
+        lag("rollup_1m_lag_seqs", "Numbers of the journal in ClickHouse that rollup_1m does not cover yet", minutes),
+        lag("rollup_1h_lag_seqs", "The same of rollup_1h, which is built about hourly", hours),
+        lag("device_1h_lag_seqs", "The same of device_1h, which is built about hourly", device_hours),
+        lag("device_latest_lag_seqs", "The same of device_latest", latest),
+        counter(
+            "rollup_ranges",
+            "Ranges of the journal that were computed, each table's for itself",
+            sum(|t| t.ranges),
+        ),
+        counter("rollup_audits", "Ranges that were compared with their heartbeats", sum(|t| t.audits)),
+        counter("rollup_repairs", "Ranges that differed from them and were computed again", sum(|t| t.repairs)),
+        counter("rollup_failures", "Attempts to compute or compare a range that failed", sum(|t| t.failures)),
+    ]
+}
+
 fn store(sources: &Sources) -> Vec<Reading> {
     let stats = sources.store.stats();
     vec![
@@ -228,6 +271,22 @@ fn queries(sources: &Sources) -> Vec<Reading> {
         gauge(
             "fleet_query_time",
             "Time that queries worked, all together",
+            Some(Unit::Seconds),
+            stats.work_micros as f64 / 1e6,
+        ),
+    ]
+}
+
+fn analytics(analysts: &AnalystPool) -> Vec<Reading> {
+    let stats = analysts.stats();
+    vec![
+        counter("analytics_questions", "Questions to the telemetry that were answered", stats.answered),
+        counter("analytics_questions_refused", "Those refused because others were running", stats.refused),
+        counter("analytics_questions_stopped", "Those stopped because they cost too much", stats.stopped),
+        counter("analytics_questions_failed", "Those that ClickHouse did not answer", stats.failed),
+        gauge(
+            "analytics_question_time",
+            "Time that ClickHouse worked on questions, all together",
             Some(Unit::Seconds),
             stats.work_micros as f64 / 1e6,
         ),

@@ -16,8 +16,10 @@ pub enum Past {
     /// It has never reported.
     #[default]
     NeverSeen,
-    /// It has, and was not known to be gone.
+    /// It has, and was not known to be late or gone.
     Seen,
+    /// It was LATE.
+    Late,
     /// It was OFFLINE.
     Offline,
 }
@@ -68,7 +70,7 @@ pub fn reachability(facts: &Facts, moment: &Moment) -> State {
         (None, Past::NeverSeen) => State::Unknown,
         (None, Past::Offline) => State::Offline,
         // It has its intervals to report after a start.
-        (None, Past::Seen) if !is_offline => State::Unknown,
+        (None, Past::Seen | Past::Late) if !is_offline => State::Unknown,
         _ if is_offline => State::Offline,
         _ if silent > half_interval.saturating_mul(LATE_AFTER_HALF_INTERVALS) => State::Late,
         _ => State::Online,
@@ -82,6 +84,7 @@ pub fn before_start(past: Past, is_in_maintenance: bool) -> State {
         Past::NeverSeen => State::Unknown,
         // So a fleet that goes on after a restart of the server is no news.
         Past::Seen => State::Online,
+        Past::Late => State::Late,
         Past::Offline => State::Offline,
     }
 }
@@ -133,6 +136,7 @@ mod tests {
         for seconds in [10, 100] {
             assert_eq!(of(Past::NeverSeen, seconds), State::Unknown);
             assert_eq!(of(Past::Seen, seconds), State::Unknown, "{seconds} s");
+            assert_eq!(of(Past::Late, seconds), State::Unknown, "{seconds} s");
             assert_eq!(of(Past::Offline, seconds), State::Offline, "{seconds} s");
         }
         assert_eq!(of(Past::NeverSeen, 1_000_000), State::Unknown);
@@ -166,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_restart_of_the_server_is_no_news_of_any_device() {
-        for past in [Past::NeverSeen, Past::Seen, Past::Offline] {
+        for past in [Past::NeverSeen, Past::Seen, Past::Late, Past::Offline] {
             let facts = Facts { last_seen_at: None, past, ..seen_at(0) };
             let now = presence(&facts, &at(11, 10));
             assert!(!is_news(before_start(past, false), now), "{past:?}");

@@ -1,5 +1,6 @@
 //! Clients of other languages, as their makers ship them, against the real program: Google's gRPC for Python and
-//! Connect's own client for Node.js. They know no proto file; the server's reflection tells them everything.
+//! Connect's own client for Node.js, which know no proto file, since the server's reflection tells them everything; and
+//! ClickHouse's own clients for both, against the embedded engine.
 //!
 //! Each language's packages are pinned beside its script and installed once into `target/interop`, by the language's
 //! ordinary client; a change of the pins installs anew.
@@ -113,15 +114,36 @@ fn googles_grpc_client_for_python_is_served() {
 }
 
 #[test]
-fn connects_own_client_for_node_is_served_in_every_protocol() {
+fn clickhouses_own_client_for_python_reads_and_writes_the_embedded_engine() {
+    let python = python();
+    let packages = python.installed();
+    let server = server();
+    let (host, port) = (server.clickhouse().ip().to_string(), server.clickhouse().port().to_string());
+    run(Command::new(packages.join("bin/python")).arg(python.source().join("clickhouse.py")).arg(host).arg(port));
+}
+
+/// The folder with Node's packages, and the scripts beside them: modules are found from where a script lies.
+fn node(scripts: &[&str]) -> PathBuf {
     let pins = &["package.json", "package-lock.json", ".npmrc"];
     let node = Language { name: "node", pins, install: install_node };
     let packages = node.installed();
-    let server = server();
-    // Modules are found from where the script lies, so it lies beside its packages.
-    for script in ["interop.js", "reflection.js"] {
+    for script in scripts {
         fs::copy(node.source().join(script), packages.join(script)).expect("a copy of the script");
     }
+    packages
+}
+
+#[test]
+fn clickhouses_own_client_for_node_reads_and_writes_the_embedded_engine() {
+    let packages = node(&["clickhouse.js"]);
+    let server = server();
+    run(Command::new("node").arg(packages.join("clickhouse.js")).arg(format!("http://{}", server.clickhouse())));
+}
+
+#[test]
+fn connects_own_client_for_node_is_served_in_every_protocol() {
+    let packages = node(&["interop.js", "reflection.js"]);
+    let server = server();
     let url = format!("http://{}", server.http());
     run(Command::new("node").arg(packages.join("interop.js")).arg(url).arg(ADMIN_KEY));
 }

@@ -1,12 +1,14 @@
-//! The README's first three commands, run as a newcomer types them. Only the addresses are replaced, since a test's
-//! server is on a free port.
+//! The README's first three commands, run as a newcomer types them; only the addresses are replaced, since a test's server
+//! is on a free port. Of its questions to the telemetry the messages are sent, since not everybody has grpcurl.
 mod support;
 
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use support::{wait_until, Options, Server};
+use support::client::Client;
+use support::wire::http1;
+use support::{wait_until, Options, Server, ADMIN_KEY};
 
 /// The shell blocks of the README, in order.
 fn commands() -> Vec<String> {
@@ -47,4 +49,20 @@ fn a_first_device_takes_three_commands() {
     });
     assert!(arrived, "no row in ClickHouse:\n{rows}\n{}", server.log());
     assert!(rows.contains("25.5"), "{rows}");
+}
+
+#[test]
+fn the_questions_to_the_telemetry_are_answered() {
+    let server = Server::with(Options::default().unlimited());
+    let readme = include_str!("../README.md");
+    let mut asked = Vec::new();
+    for line in readme.lines().filter(|line| line.contains("fleetd.v1.AnalyticsService/")) {
+        let (_, rpc) = line.rsplit_once('/').expect("an RPC");
+        let message = line.split_once("-d '").and_then(|(_, rest)| rest.split_once('\'')).expect("a message").0;
+        let ask = Client::Json1.call(&format!("AnalyticsService/{rpc}"), Some(ADMIN_KEY), message.as_bytes());
+        let reply = http1(server.http(), &ask);
+        assert_eq!(reply.status, 200, "{line}: {}", reply.text());
+        asked.push(rpc);
+    }
+    assert_eq!(asked, ["GetMetrics", "GetDeviceHealth", "ExportData", "GetExport"]);
 }

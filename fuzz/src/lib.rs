@@ -7,7 +7,7 @@ use fleetd::http::{pages, registration};
 use fleetd::ids::DeviceId;
 use fleetd::query::{Digest, Filter, OrderBy, MAX_QUERY_BYTES};
 use fleetd::telemetry::journal::MAX_PAYLOAD_BYTES;
-use fleetd::telemetry::row::{encode_heartbeat, Sections, Table, UnixMillis};
+use fleetd::telemetry::row::{encode_heartbeat, KnownDevice, Sections, Table, UnixMillis};
 use fleetd_proto::json;
 use fleetd_proto::v1::{HeartbeatRequest, RegisterDeviceRequest};
 use prost::Message as _;
@@ -21,6 +21,7 @@ mod format;
 type Seq = u64;
 
 const DEVICE: &str = "rpi-001";
+const KNOWN: KnownDevice<'_> = KnownDevice { device_type: "sensor", version: "1.2.3", memory_mb: 4_096, disk_gb: 64.0 };
 /// Errors are shown to people and go into headers (`grpc-message`): they do not grow with what was sent.
 const LONGEST_ERROR_BYTES: usize = 1024;
 
@@ -59,7 +60,7 @@ fn is_short(error: &str) {
 fn rows_read_back(heartbeat: &HeartbeatRequest) {
     let before = b"what was there before";
     let mut record = before.to_vec();
-    match encode_heartbeat(DEVICE, heartbeat, UnixMillis::EPOCH, &mut record) {
+    match encode_heartbeat(DEVICE, &KNOWN, heartbeat, UnixMillis::EPOCH, &mut record) {
         Ok(()) => {
             let record = &record[before.len()..];
             assert!(record.len() <= MAX_PAYLOAD_BYTES, "a record of {} bytes", record.len());

@@ -109,6 +109,9 @@ pub(crate) struct RunArgs {
     /// Custom metrics that each heartbeat reports
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) metrics: usize,
+    /// Heartbeats carry every reading that such a device has: load, temperature, traffic, swap, battery, signal
+    #[arg(long)]
+    pub(crate) all_readings: bool,
     /// Devices install the updates that they are offered, well and within a few heartbeats
     #[arg(long)]
     pub(crate) take_updates: bool,

@@ -9,10 +9,11 @@ use tokio::sync::mpsc;
 
 use crate::client::Client;
 use crate::code::Code;
-use crate::device::{Device, Random};
+use crate::device::Device;
 use crate::error::LoadError;
 use crate::keys::KeysFile;
 use crate::ledger::Ledger;
+use crate::random::Random;
 use crate::run::{Load, Run};
 use crate::slot::unix_ms;
 use crate::target::Target;

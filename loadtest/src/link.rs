@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::device::{Device, Random};
+use crate::device::Device;
+use crate::random::Random;
 use crate::target::Target;
 use crate::transport::{self, Sender};
 use crate::wire::Protocol;

@@ -125,7 +125,7 @@ fn load(args: &RunArgs) -> Load {
         timeout: args.timeout,
         keep_ledger: args.verify,
         take_updates: args.take_updates,
-        extras: Extras { processes: args.processes, metrics: args.metrics },
+        extras: Extras { processes: args.processes, metrics: args.metrics, all_readings: args.all_readings },
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::device::{Device, Encoder, Extras};
+use crate::device::{Device, Encoder};
+use crate::drift::Extras;
 use crate::error::LoadError;
 use crate::fleet::Fleet;
 use crate::latency::Tally;

@@ -47,7 +47,7 @@ async fn every_protocol_is_acknowledged_and_audited() {
             streams: 8,
             threads: 2,
             keep_ledger: true,
-            extras: Extras { processes: 1, metrics: 2 },
+            extras: Extras { processes: 1, metrics: 2, all_readings: true },
             ..Load::default()
         };
         let (fleet, report) = run_until(&state, 2000, fleet, &load).await;

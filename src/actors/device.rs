@@ -77,7 +77,8 @@ impl Handler<Heartbeat> for DeviceActor {
         }
         let ticket = ROW.with_borrow_mut(|payload| {
             payload.clear();
-            row::encode_heartbeat(self.entry.id.as_str(), &request, received_at, payload)?;
+            let id = self.entry.id.as_str();
+            self.entry.with_known(|known| row::encode_heartbeat(id, &known, &request, received_at, payload))?;
             Ok::<_, ApiError>(self.shared.journal.append(payload)?)
         })?;
         self.heartbeats = self.heartbeats.wrapping_add(1);

@@ -110,11 +110,12 @@ impl DeviceDirectory {
     }
 
     /// Forgets a device that was deleted: its key is refused from now on, its actor stops, and a heartbeat that is
-    /// still on its way to it is refused. One that was registered anew by the same id stays.
-    pub fn forget(&self, entry: &Arc<DeviceEntry>) {
+    /// still on its way to it is refused. One that was registered anew by the same id stays. Says in what state the
+    /// device was told to be last; `None` when it was forgotten before.
+    pub fn forget(&self, entry: &Arc<DeviceEntry>) -> Option<State> {
         entry.forget();
         self.devices.remove_if(entry.id.as_str(), |_, known| Arc::ptr_eq(known, entry));
-        self.retire(entry);
+        self.retire(entry)
     }
 
     /// The rows of all devices, for queries.
@@ -133,10 +134,11 @@ impl DeviceDirectory {
     }
 
     /// Ends a device that is known by its id no more.
-    fn retire(&self, entry: &DeviceEntry) {
+    fn retire(&self, entry: &DeviceEntry) -> Option<State> {
         entry.forget();
-        self.fleet.remove(entry);
+        let announced = self.fleet.remove(entry);
         stop(entry);
+        announced
     }
 
     /// Whether the device is there: its presence without regard to maintenance.

@@ -21,6 +21,7 @@ use crate::fleet::{Description, Row};
 use crate::ids::DeviceId;
 use crate::presence::{Facts, Past};
 use crate::store::{Device, DeviceRow};
+use crate::telemetry::row::KnownDevice;
 
 /// One registered device, shared by the directory, its actor and the requests that concern it.
 pub struct DeviceEntry {
@@ -175,6 +176,15 @@ impl DeviceEntry {
 
     pub fn live(&self) -> Live {
         self.live.lock().clone()
+    }
+
+    /// Runs `read` on what the server knows of the device beside its reports, which must be quick: an operator's change
+    /// to one of its neighbours waits. Without a copy, because every heartbeat comes by.
+    pub(super) fn with_known<T>(&self, read: impl FnOnce(KnownDevice<'_>) -> T) -> T {
+        match &self.row {
+            Some(row) => row.with_known(self, read),
+            None => read(KnownDevice::default()),
+        }
     }
 
     /// Runs `read` on the live state, without copying it.

@@ -9,7 +9,7 @@ pub const MAX_STRETCH: f64 = 4.0;
 
 /// Share of the journal's capacity at which intervals begin to stretch, and at which they are longest. Below, a short
 /// absence of ClickHouse (a restart, a merge) goes by unnoticed; above, the rest is kept for what is on its way.
-const JOURNAL_SHARE: (f64, f64) = (0.5, 0.9);
+pub const JOURNAL_SHARE: (f64, f64) = (0.5, 0.9);
 
 /// Heartbeats between the door and their actors' answers at which intervals begin to stretch, and at which they are
 /// longest. The actors answer some 500,000 a second, so the first is a delay of 20 ms, the second one of 130 ms.

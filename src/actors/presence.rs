@@ -89,13 +89,13 @@ impl PresenceKeeper {
             return false;
         }
         self.told += 1;
-        // What a restart has to know: that it was ever seen, and whether it was gone.
+        // What a restart has to know: that it was ever seen, and whether it was late or gone.
         // One that was never seen (an operator took it out of service) has nothing to be remembered by.
-        let is_fact = to == State::Offline || from == State::Offline || from == State::Unknown;
+        let is_fact = [from, to].iter().any(|state| matches!(state, State::Late | State::Offline | State::Unknown));
         if let (true, Some(at)) = (is_fact, last_seen) {
             if self.unsaved.len() < MAX_UNSAVED {
-                let is_offline = to == State::Offline;
-                self.unsaved.push(LastSeen { device: device.id.clone(), at, is_offline });
+                let (is_late, is_offline) = (to == State::Late, to == State::Offline);
+                self.unsaved.push(LastSeen { device: device.id.clone(), at, is_late, is_offline });
             } else {
                 tracing::warn!(device_id = %device.id, "the registry is behind, a device's presence is not kept");
             }

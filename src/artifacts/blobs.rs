@@ -1,6 +1,7 @@
 //! Objects named by their content, in a folder or in a bucket.
 //!
-//! `sha256/9f/9f86d0…` holds bytes with that SHA-256; `uploads/` holds what is on its way. Only whole, verified bytes
+//! `sha256/9f/9f86d0…` holds bytes with that SHA-256; `exports/exp-001` the file of an export, by its id, since it lives and
+//! ends with it; `uploads/` holds what is on its way. Only whole, verified bytes
 //! are ever renamed out of `uploads/`, and a rename replaces a name at once: whoever reads sees all of a file or none.
 //! One server writes to a folder or prefix; what lies in `uploads/` when it starts, nobody is going to finish.
 use std::ops::Range;
@@ -19,6 +20,7 @@ use super::upload::Upload;
 
 const UPLOADS: &str = "uploads";
 const BLOBS: &str = "sha256";
+const EXPORTS: &str = "exports";
 
 /// What is gathered before it goes to a disk: as much as most uploads send in one chunk.
 const FOLDER_PART_BYTES: usize = 1 << 20;
@@ -154,11 +156,31 @@ impl BlobStore {
     /// # Errors
     /// [`BlobError::Gone`] and [`BlobError::Damaged`] when the store has no such file, or not all of it.
     pub async fn read(&self, checksum: Checksum, size_bytes: u64, range: Range<u64>) -> Result<BlobReader, BlobError> {
-        let location = location_of(&checksum);
+        self.read_at(&location_of(&checksum), checksum, size_bytes, range).await
+    }
+
+    /// As [`Self::read`], of the file of an export.
+    pub async fn read_export(
+        &self,
+        export_id: &str,
+        checksum: Checksum,
+        size_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<BlobReader, BlobError> {
+        self.read_at(&location_of_export(export_id), checksum, size_bytes, range).await
+    }
+
+    async fn read_at(
+        &self,
+        location: &Path,
+        checksum: Checksum,
+        size_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<BlobReader, BlobError> {
         // A bucket is asked for the range; a folder gives the whole open file, and is never asked for more than it has.
         let range_of_bucket = (self.folder.is_none() && !range.is_empty()).then(|| GetRange::Bounded(range.clone()));
         let options = GetOptions { range: range_of_bucket, ..GetOptions::default() };
-        let found = self.store.get_opts(&location, options).await.map_err(|source| match source {
+        let found = self.store.get_opts(location, options).await.map_err(|source| match source {
             Error::NotFound { .. } => BlobError::Gone(checksum),
             source => BlobError::of_store("read an artifact", source),
         })?;
@@ -173,6 +195,34 @@ impl BlobStore {
         let removed = self.store.delete(&location_of(checksum)).await;
         removed.map_err(|source| BlobError::of_store("remove an artifact", source))
     }
+
+    /// Removes the file of an export, if it is there.
+    pub async fn remove_export(&self, export_id: &str) -> Result<(), BlobError> {
+        match self.store.delete(&location_of_export(export_id)).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(BlobError::of_store("remove an export", source)),
+        }
+    }
+
+    /// Removes the files of exports that `is_known` does not know, as [`Self::remove_unknown`] does with others. To be
+    /// called before the first export.
+    pub async fn remove_unknown_exports(&self, is_known: impl Fn(&str) -> bool + Send) -> Result<u64, BlobError> {
+        let failed = |source| BlobError::of_store("list exports", source);
+        let mut removed = 0;
+        let mut found = self.store.list(Some(&Path::from(EXPORTS)));
+        while let Some(object) = found.next().await {
+            let location = object.map_err(failed)?.location;
+            if !location.filename().is_some_and(&is_known) {
+                self.store.delete(&location).await.map_err(failed)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+pub(super) fn location_of_export(export_id: &str) -> Path {
+    Path::from_iter([EXPORTS, export_id])
 }
 
 /// Two digits make 256 folders, so that none holds more files than tools like to list.

@@ -5,7 +5,9 @@
 //! removed at once, or at the next start when there was no time for it. [`BlobReader`] reads a range back, and `feed`
 //! carries it to a client at the client's pace. [`DownloadUrls`] signs the URLs that devices are given.
 //!
-//! What is known of a file beside its bytes is in the registry (`crate::store::BinaryStore`).
+//! The files of exports go the same way, under names of their own.
+//!
+//! What is known of a file beside its bytes is in the registry (`crate::store::BinaryStore`, `ExportStore`).
 mod blobs;
 mod checksum;
 mod counters;
@@ -27,4 +29,4 @@ pub use error::BlobError;
 pub use feed::{Feed, FeedError, Feeder};
 pub use read::BlobReader;
 pub use upload::{Kept, Upload, MAX_BINARY_BYTES};
-pub use urls::{DownloadUrls, UrlRefusal, UrlsError, PATH_PREFIX};
+pub use urls::{DownloadUrls, UrlRefusal, UrlsError, EXPORT_PATH_PREFIX, PATH_PREFIX};

@@ -4,7 +4,7 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use sha2::{Digest as _, Sha256};
 
-use super::blobs::{location_of, BlobStore};
+use super::blobs::{location_of, location_of_export, BlobStore};
 use super::checksum::Checksum;
 use super::error::BlobError;
 use super::room;
@@ -179,9 +179,31 @@ pub struct Kept {
 
 impl Kept {
     /// Gives the file its name. Bytes that are there already are replaced by the same.
-    pub async fn publish(mut self) -> Result<(), BlobError> {
+    pub async fn publish(self) -> Result<(), BlobError> {
+        let location = location_of(&self.checksum);
+        self.publish_at(location).await
+    }
+
+    /// Makes it the file of an export.
+    pub async fn publish_export(self, export_id: &str) -> Result<(), BlobError> {
+        self.publish_at(location_of_export(export_id)).await
+    }
+
+    /// Reads the last `most` bytes back.
+    pub async fn last_bytes(&self, most: u64) -> Result<Bytes, BlobError> {
+        self.bytes(self.size_bytes.saturating_sub(most)..self.size_bytes).await
+    }
+
+    /// Reads bytes back.
+    pub async fn bytes(&self, range: std::ops::Range<u64>) -> Result<Bytes, BlobError> {
+        let Some(temporary) = &self.temporary else { return Ok(Bytes::new()) };
+        let read = self.blobs.store.get_range(temporary, range).await;
+        read.map_err(|source| BlobError::of_store("read an upload back", source))
+    }
+
+    async fn publish_at(mut self, location: Path) -> Result<(), BlobError> {
         let Some(temporary) = self.temporary.take() else { return Ok(()) };
-        let renamed = self.blobs.store.rename(&temporary, &location_of(&self.checksum)).await;
+        let renamed = self.blobs.store.rename(&temporary, &location).await;
         renamed.map_err(|source| {
             self.temporary = Some(temporary);
             BlobError::of_store("publish an upload", source)

@@ -1,7 +1,8 @@
 //! URLs by which a device downloads a file with nothing but HTTP: signed, and good until a point in time.
 //!
 //! `BASE/artifacts/bin-001?expires=1735689600&signature=…`. The signature is HMAC-SHA256 over the id and the time, with
-//! a secret of this installation, so that no one can make a URL, turn it to another file, or prolong it.
+//! a secret of this installation, so that no one can make a URL, turn it to another file, or prolong it. Files of exports
+//! have URLs of the same kind below `/exports/`.
 use std::sync::Arc;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -19,8 +20,12 @@ const SECRET_SETTING: &str = "download_url_secret";
 /// What the path of every download begins with.
 pub const PATH_PREFIX: &str = "/artifacts/";
 
+/// What the path of every download of an export begins with.
+pub const EXPORT_PATH_PREFIX: &str = "/exports/";
+
 /// Keeps a signature from being taken for one of another purpose under the same secret.
 const PURPOSE: &[u8] = b"fleetd artifact url 1\n";
+const EXPORT_PURPOSE: &[u8] = b"fleetd export url 1\n";
 
 /// Makes and checks URLs. Cheap to clone.
 #[derive(Clone)]
@@ -75,17 +80,35 @@ impl DownloadUrls {
 
     /// A URL that opens the file until `expires_at`, to the second.
     pub fn sign(&self, binary_id: &str, expires_at: UnixMillis) -> String {
+        self.sign_for(PURPOSE, PATH_PREFIX, binary_id, expires_at)
+    }
+
+    /// As [`Self::sign`], for the file of an export, by its name: `exp-001.csv`.
+    pub fn sign_export(&self, file_name: &str, expires_at: UnixMillis) -> String {
+        self.sign_for(EXPORT_PURPOSE, EXPORT_PATH_PREFIX, file_name, expires_at)
+    }
+
+    fn sign_for(&self, purpose: &[u8], path: &str, name: &str, expires_at: UnixMillis) -> String {
         let expires = expires_at.as_millis().div_euclid(1_000);
-        let signature = URL_SAFE_NO_PAD.encode(self.mac(binary_id, expires).finalize().into_bytes());
-        format!("{}{PATH_PREFIX}{binary_id}?expires={expires}&signature={signature}", self.base)
+        let signature = URL_SAFE_NO_PAD.encode(self.mac(purpose, name, expires).finalize().into_bytes());
+        format!("{}{path}{name}?expires={expires}&signature={signature}", self.base)
     }
 
     /// Checks the query of a URL for the file `binary_id`. The signature is compared in constant time, and before the
     /// time: what is said about a forged one tells nothing.
     pub fn verify(&self, binary_id: &str, query: &str, now: UnixMillis) -> Result<(), UrlRefusal> {
+        self.verify_for(PURPOSE, binary_id, query, now)
+    }
+
+    /// As [`Self::verify`], for the file of an export.
+    pub fn verify_export(&self, file_name: &str, query: &str, now: UnixMillis) -> Result<(), UrlRefusal> {
+        self.verify_for(EXPORT_PURPOSE, file_name, query, now)
+    }
+
+    fn verify_for(&self, purpose: &[u8], name: &str, query: &str, now: UnixMillis) -> Result<(), UrlRefusal> {
         let (mut expires, mut signature) = (None, None);
-        for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-            let slot = match name {
+        for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+            let slot = match key {
                 "expires" => &mut expires,
                 "signature" => &mut signature,
                 _ => continue,
@@ -98,17 +121,17 @@ impl DownloadUrls {
         let (Some(expires), Some(signature)) = (expires, signature) else { return Err(UrlRefusal::Incomplete) };
         let seconds: i64 = expires.parse().map_err(|_| UrlRefusal::Forged)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| UrlRefusal::Forged)?;
-        self.mac(binary_id, seconds).verify_slice(&signature).map_err(|_| UrlRefusal::Forged)?;
+        self.mac(purpose, name, seconds).verify_slice(&signature).map_err(|_| UrlRefusal::Forged)?;
         match now.as_millis().div_euclid(1_000) - seconds {
             late if late > 0 => Err(UrlRefusal::Expired(late)),
             _ => Ok(()),
         }
     }
 
-    fn mac(&self, binary_id: &str, expires: i64) -> Hmac<Sha256> {
+    fn mac(&self, purpose: &[u8], name: &str, expires: i64) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes a key of any length");
-        mac.update(PURPOSE);
-        mac.update(binary_id.as_bytes());
+        mac.update(purpose);
+        mac.update(name.as_bytes());
         mac.update(b"\n");
         mac.update(&expires.to_be_bytes());
         mac
@@ -154,6 +177,16 @@ mod tests {
         assert!(forged("bin-001", std::str::from_utf8(&bytes).unwrap()));
         assert!(forged("bin-001", &signed[..signed.len() - 4]));
         assert!(DownloadUrls::new("", [8; 32]).verify("bin-001", signed, NOW) == Err(UrlRefusal::Forged));
+    }
+
+    #[test]
+    fn a_url_of_an_export_opens_no_artifact_and_the_other_way_around() {
+        let url = urls().sign_export("exp-001.csv", LATER);
+        assert!(url.starts_with("https://fleet.example.com/exports/exp-001.csv?expires=1735689660&"), "{url}");
+        assert_eq!(urls().verify_export("exp-001.csv", query(&url), NOW), Ok(()));
+        assert_eq!(urls().verify("exp-001.csv", query(&url), NOW), Err(UrlRefusal::Forged));
+        let url = urls().sign("bin-001", LATER);
+        assert_eq!(urls().verify_export("bin-001", query(&url), NOW), Err(UrlRefusal::Forged));
     }
 
     #[test]

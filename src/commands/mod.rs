@@ -28,5 +28,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a command stays readable after its life is over.
 pub const RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// The latest commands of a device that are looked through for failures: one every minute and a half for a day.
+pub const REMEMBERED: usize = 1_000;
+
 /// For how long a `request_id` answers for its call.
 pub const REQUEST_ID_LIFE: Duration = Duration::from_secs(24 * 60 * 60);

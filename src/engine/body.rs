@@ -1,4 +1,5 @@
 //! The two streams between the HTTP side, which is asynchronous, and a statement's thread, which blocks.
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 
 use super::input::{Arrivals, InputError};
 
@@ -25,6 +27,11 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body is read and thrown away after its statement failed, in bytes. A client that is still writing
 /// would otherwise meet a reset connection and not the exception.
 const DRAINED_BYTES: usize = 64 << 20;
+
+/// How long a connection whose statement failed late stays open after its last bytes. hyper writes out what it holds while
+/// a body has nothing more for now, does not say when it is done, and drops the rest at the break; and a client that meets
+/// the break while it still unpacks what came before, such as Node's, reports that and not the exception.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// Reads the body in a task of its own, until its end, its failure, or nobody wants more.
 pub fn receive(body: Incoming) -> Arrivals {
@@ -93,10 +100,8 @@ impl AnswerSender {
 pub enum AnswerBody {
     Whole(Option<Bytes>),
     Fed(mpsc::Receiver<Piece>),
-    /// The last bytes before a break were given; they are flushed before the break, see `poll_frame`.
-    Breaking {
-        is_flushed: bool,
-    },
+    /// The last bytes before a break were given; the connection breaks when this is over, see [`LINGER`].
+    Breaking(Pin<Box<Sleep>>),
     Ended,
 }
 
@@ -125,19 +130,13 @@ impl Body for AnswerBody {
                     Poll::Ready(None)
                 }
                 Some(Piece::Failed(bytes)) => {
-                    *this = Self::Breaking { is_flushed: false };
+                    *this = Self::Breaking(Box::pin(tokio::time::sleep(LINGER)));
                     Poll::Ready(Some(Ok(Frame::data(bytes))))
                 }
                 // The thread ended without a word, by a panic: that must not look like a whole answer.
                 None => Poll::Ready(Some(Err(Broken))),
             },
-            Self::Breaking { is_flushed: is_flushed @ false } => {
-                // hyper writes out what it holds when a body has nothing more for now.
-                *is_flushed = true;
-                context.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Self::Breaking { is_flushed: true } => Poll::Ready(Some(Err(Broken))),
+            Self::Breaking(over) => over.as_mut().poll(context).map(|()| Some(Err(Broken))),
             Self::Ended => Poll::Ready(None),
         }
     }
@@ -150,7 +149,7 @@ impl Body for AnswerBody {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Ended => SizeHint::with_exact(0),
-            Self::Fed(_) | Self::Breaking { .. } => SizeHint::default(),
+            Self::Fed(_) | Self::Breaking(_) => SizeHint::default(),
         }
     }
 }

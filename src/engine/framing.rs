@@ -2,7 +2,8 @@
 //!
 //! The library writes every piece of a streamed SELECT as a document of its own: with CSVWithNames each piece
 //! begins with the names again, with JSON each piece is a whole object. Formats that are rows and nothing else join
-//! up; of those with a head, the head of every piece but the first is cut off; the others are not streamed.
+//! up; of those with a head, the head of every piece but the first is cut off; Parquet files are joined by their
+//! footers ([`crate::parquet`]); the others are not streamed.
 
 /// How the pieces of a format join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub enum Framing {
     Rows,
     /// Rows after a head that every piece repeats.
     Headed(Head),
+    /// Parquet files, which can be made one.
+    Parquet,
     /// A document as a whole: to be produced in one piece.
     Document,
 }
@@ -55,6 +58,9 @@ impl Framing {
     /// ClickHouse takes format names in any case.
     pub fn of(format: &str) -> Self {
         let is_among = |names: &[&str], name: &str| names.iter().any(|one| one.eq_ignore_ascii_case(name));
+        if format.eq_ignore_ascii_case("Parquet") {
+            return Self::Parquet;
+        }
         if is_among(&ROWS, format) {
             return Self::Rows;
         }
@@ -122,7 +128,8 @@ mod tests {
         assert_eq!(Framing::of("CSVWithNames"), Framing::Headed(Head::Lines(1)));
         assert_eq!(Framing::of("TabSeparatedWithNamesAndTypes"), Framing::Headed(Head::Lines(2)));
         assert_eq!(Framing::of("RowBinaryWithNamesAndTypes"), Framing::Headed(Head::Strings(2)));
-        for whole in ["JSON", "JSONCompact", "XML", "Pretty", "Parquet", "ArrowStream", "Values", "WithNames", "ü"] {
+        assert_eq!(Framing::of("parquet"), Framing::Parquet);
+        for whole in ["JSON", "JSONCompact", "XML", "Pretty", "ORC", "ArrowStream", "Values", "WithNames", "ü"] {
             assert_eq!(Framing::of(whole), Framing::Document, "{whole}");
         }
     }

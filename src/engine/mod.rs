@@ -6,9 +6,11 @@
 //! ClickHouse's 500 MB of C++ cannot take the heartbeats with it.
 //!
 //! One request goes: `server` accepts it, `admission` lets it in or answers 503, `request` reads its URL and
-//! headers, `statement` runs it on a thread of its own, reading the body and writing the answer through `body`.
+//! headers, `statement` runs it on a thread of its own, reading the body and writing the answer through `body`. Native
+//! for clients that name a protocol's revision passes `native_revision`.
 mod admission;
 mod body;
+mod column_shape;
 mod compression;
 mod config;
 mod data_lock;
@@ -19,6 +21,7 @@ mod input;
 mod library;
 mod locate;
 mod native_blocks;
+mod native_revision;
 mod process;
 mod request;
 mod respond;

@@ -143,10 +143,15 @@ impl EngineProcess {
     }
 
     /// Ends the engine: SIGTERM, up to five seconds for running statements, then SIGKILL.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
+        self.shutdown_within(STOP_TIMEOUT).await;
+    }
+
+    /// As [`Self::shutdown`], with less time for statements.
+    pub async fn shutdown_within(mut self, within: Duration) {
         self.shared.stop(libc::SIGTERM);
         let Some(mut ended) = self.ended.take() else { return };
-        if tokio::time::timeout(STOP_TIMEOUT, &mut ended).await.is_err() {
+        if tokio::time::timeout(within.min(STOP_TIMEOUT), &mut ended).await.is_err() {
             tracing::warn!("the engine did not stop in time and is killed");
             self.shared.stop(libc::SIGKILL);
             let _ = ended.await;

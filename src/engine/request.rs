@@ -12,7 +12,7 @@ const MAX_QUERY_ID_BYTES: usize = 256;
 
 /// What ClickHouse's interface knows besides settings and has no meaning here: one user without a password, every
 /// request a session of its own, progress headers never sent.
-const TOLERATED: [&str; 13] = [
+const TOLERATED: [&str; 12] = [
     "user",
     "password",
     "quota_key",
@@ -22,7 +22,6 @@ const TOLERATED: [&str; 13] = [
     "close_session",
     "stacktrace",
     "buffer_size",
-    "client_protocol_version",
     "role",
     "_format",
     "query_kind",
@@ -43,6 +42,8 @@ pub struct Request {
     /// ClickHouse's own compressed blocks, out and in.
     pub compress: bool,
     pub decompress: bool,
+    /// The revision of ClickHouse's protocol that the client reads Native in; 0 when it names none.
+    pub client_revision: u64,
     /// HTTP content coding, out and in.
     pub answer_coding: Option<Coding>,
     pub body_coding: Option<Coding>,
@@ -91,6 +92,10 @@ impl Request {
                 "query_id" => return Err(bad_argument("query_id has unprintable characters or is too long")),
                 "compress" => self.compress = is_true(&value),
                 "decompress" => self.decompress = is_true(&value),
+                "client_protocol_version" => {
+                    self.client_revision =
+                        value.parse().map_err(|_| bad_argument("client_protocol_version is no number"))?;
+                }
                 "wait_end_of_query" => self.wait_end_of_query = is_true(&value),
                 "enable_http_compression" => {
                     if !is_true(&value) {
@@ -188,7 +193,8 @@ mod tests {
     #[test]
     fn every_parameter_has_its_place() {
         let request = parse(
-            "/?query=SELECT+1&database=d&default_format=JSON&max_threads=2&param_x=y&user=u&session_id=s&compress=1",
+            "/?query=SELECT+1&database=d&default_format=JSON&max_threads=2&param_x=y&user=u&session_id=s&compress=1\
+             &client_protocol_version=54460",
             &[("accept-encoding", "gzip"), ("content-encoding", "lz4")],
         )
         .expect("a request");
@@ -201,6 +207,7 @@ mod tests {
                 settings: vec![("max_threads".into(), "2".into())],
                 parameters: vec![("x".into(), "y".into())],
                 compress: true,
+                client_revision: 54_460,
                 answer_coding: Some(Coding::Gzip),
                 body_coding: Some(Coding::Lz4),
                 ..Request::default()

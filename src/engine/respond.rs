@@ -13,6 +13,7 @@ use super::compression::{Coding, Encoder};
 use super::exception::Exception;
 use super::library::Counters;
 use super::native_blocks::BlockWriter;
+use super::native_revision::RevisionWriter;
 
 /// Bytes of an answer that are held before its head is sent; ClickHouse's `http_response_buffer_size` default.
 const HELD_BYTES: usize = 1 << 20;
@@ -35,9 +36,30 @@ pub struct Facts {
 /// How one answer is dressed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Dress {
+    /// The client's revision, when the answer is in Native; 0 for none.
+    pub native_revision: u64,
     pub coding: Option<Coding>,
     pub in_native_blocks: bool,
     pub waits_for_the_end: bool,
+}
+
+/// Why output was not passed on.
+#[derive(Debug)]
+pub enum WriteError {
+    Gone,
+    Failed(Exception),
+}
+
+impl From<ClientGone> for WriteError {
+    fn from(_: ClientGone) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<Exception> for WriteError {
+    fn from(exception: Exception) -> Self {
+        Self::Failed(exception)
+    }
 }
 
 /// The answer of one statement, from its thread.
@@ -49,6 +71,7 @@ pub struct Responder {
     held: Vec<Bytes>,
     held_bytes: usize,
     dress: Dress,
+    revision: Option<RevisionWriter>,
     packer: Option<Packer>,
     query_id: String,
     format: String,
@@ -71,6 +94,7 @@ impl Responder {
             held: Vec::new(),
             held_bytes: 0,
             dress: Dress::default(),
+            revision: None,
             packer: None,
             query_id,
             format: "TabSeparated".to_owned(),
@@ -86,14 +110,26 @@ impl Responder {
     pub fn dress(&mut self, dress: Dress, format: &str) -> Result<(), Exception> {
         self.dress = dress;
         self.format = format.to_owned();
+        self.revision = RevisionWriter::new(dress.native_revision);
         if dress.coding.is_some() || dress.in_native_blocks {
             self.packer = Some(Packer::new(dress).map_err(|error| packing_failed(&error))?);
         }
         Ok(())
     }
 
-    /// Passes output on. An error means that nobody reads any more: the statement should stop.
-    pub fn write(&mut self, output: Bytes) -> Result<(), ClientGone> {
+    /// Passes output on.
+    ///
+    /// # Errors
+    /// Nobody reads any more: the statement should stop. Or the output cannot be written as the client reads it.
+    pub fn write(&mut self, output: Bytes) -> Result<(), WriteError> {
+        let output = match &mut self.revision {
+            Some(revision) => Bytes::from(revision.write(&output)?),
+            None => output,
+        };
+        Ok(self.pack(output)?)
+    }
+
+    fn pack(&mut self, output: Bytes) -> Result<(), ClientGone> {
         let packed = match &mut self.packer {
             Some(packer) => Bytes::from(packer.pack(&output).map_err(|_| ClientGone)?),
             None => output,
@@ -115,6 +151,9 @@ impl Responder {
 
     /// The statement is over, and this is what it did.
     pub fn finish(mut self, counters: Counters) {
+        if self.revision.as_ref().is_some_and(|revision| !revision.is_whole()) {
+            return self.fail(&Exception::internal("The last block of the answer is cut off"));
+        }
         let rest = match self.packer.take().map(Packer::finish).transpose() {
             Ok(rest) => rest.unwrap_or_default(),
             Err(error) => return self.fail(&packing_failed(&error)),

@@ -4,15 +4,15 @@
 //! cannot reach another, and closing the session is what takes the statement out of `system.processes`.
 use bytes::Bytes;
 
-use super::body::ClientGone;
 use super::exception::{code, Exception};
 use super::forms;
 use super::framing::{Framing, Head};
 use super::input::{Arrivals, Input};
 use super::library::{Connection, Counters, Library, Parameters, StatementClass};
 use super::request::Request;
-use super::respond::{Dress, Responder};
+use super::respond::{Dress, Responder, WriteError};
 use super::sql::{self, Forbidden, Split};
+use crate::parquet;
 
 /// Longest text of a statement, in bytes, rows of an INSERT not counted. ClickHouse's own default is 256 KiB
 /// (`max_query_size`); clients that bind long lists go beyond it.
@@ -33,9 +33,12 @@ impl From<Exception> for Stop {
     }
 }
 
-impl From<ClientGone> for Stop {
-    fn from(_: ClientGone) -> Self {
-        Self::Gone
+impl From<WriteError> for Stop {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Gone => Self::Gone,
+            WriteError::Failed(exception) => Self::Failed(exception),
+        }
     }
 }
 
@@ -90,12 +93,14 @@ fn execute(
         Split::Other | Split::Undecided => {
             let own_format = sql::output_format(&text);
             let format = request.default_format.as_deref().filter(|name| !name.is_empty()).unwrap_or(DEFAULT_FORMAT);
+            let output_format = own_format.as_deref().unwrap_or(format);
+            let is_native = output_format.eq_ignore_ascii_case("Native");
             let dress = Dress {
+                native_revision: if is_native { request.client_revision } else { 0 },
                 coding: request.answer_coding,
                 in_native_blocks: request.compress,
                 waits_for_the_end: request.wait_end_of_query,
             };
-            let output_format = own_format.as_deref().unwrap_or(format);
             responder.dress(dress, output_format)?;
             // Totals and extremes come after the rows, in a piece without the rows' head.
             let has_tail = sql::has_word(&text, "TOTALS") || sql::has_word(&text, "extremes");
@@ -209,23 +214,59 @@ impl Query<'_> {
     fn stream(&self, connection: &mut Connection, responder: &mut Responder) -> Result<Option<Counters>, Stop> {
         let mut rows = connection.stream(self.text, self.format, self.parameters)?;
         let mut counters = Counters::default();
-        let mut head: Option<Bytes> = None;
+        let mut join = Join::new(self.framing);
         while let Some(chunk) = rows.next_chunk()? {
             counters.add(chunk.counters());
-            let mut piece = Bytes::from_owner(chunk);
-            if let Framing::Headed(shape) = self.framing {
-                match &head {
-                    None => match head_of(shape, &piece) {
-                        Some(found) => head = Some(found),
-                        None => return Ok(None),
-                    },
-                    Some(head) if piece.starts_with(head) => piece = piece.slice(head.len()..),
-                    Some(_) => return Err(Exception::internal("A piece of the output lacks its head").into()),
-                }
+            match join.piece(Bytes::from_owner(chunk))? {
+                Some(piece) => responder.write(piece)?,
+                None => return Ok(None),
             }
-            responder.write(piece)?;
         }
+        responder.write(join.end()?)?;
         Ok(Some(counters))
+    }
+}
+
+/// Puts the pieces of an output together.
+enum Join {
+    Rows,
+    Headed { shape: Head, head: Option<Bytes> },
+    Parquet(Box<parquet::Joiner>),
+}
+
+impl Join {
+    fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Headed(shape) => Self::Headed { shape, head: None },
+            Framing::Parquet => Self::Parquet(Box::default()),
+            Framing::Rows | Framing::Document => Self::Rows,
+        }
+    }
+
+    /// What of the piece is to be sent; `None` when the first piece shows that the output cannot be joined.
+    fn piece(&mut self, piece: Bytes) -> Result<Option<Bytes>, Exception> {
+        match self {
+            Self::Rows => Ok(Some(piece)),
+            Self::Headed { shape, head } => match head {
+                None => {
+                    *head = head_of(*shape, &piece);
+                    Ok(head.is_some().then_some(piece))
+                }
+                Some(head) if piece.starts_with(head) => Ok(Some(piece.slice(head.len()..))),
+                Some(_) => Err(Exception::internal("A piece of the output lacks its head")),
+            },
+            Self::Parquet(joiner) => {
+                joiner.take(&piece).map(Some).map_err(|error| Exception::internal(&error.to_string()))
+            }
+        }
+    }
+
+    /// What follows the last piece.
+    fn end(self) -> Result<Bytes, Exception> {
+        match self {
+            Self::Parquet(joiner) => joiner.finish().map_err(|error| Exception::internal(&error.to_string())),
+            Self::Rows | Self::Headed { .. } => Ok(Bytes::new()),
+        }
     }
 }
 

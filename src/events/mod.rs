@@ -51,6 +51,8 @@ pub enum What {
     /// With what the registry knew of it.
     Deleted {
         device: Arc<Device>,
+        /// The state that was told of it last.
+        from: State,
     },
     /// What became of it in a deployment.
     Deployment {
@@ -119,7 +121,7 @@ impl What {
             Self::StatusChange { device, .. } | Self::Heartbeat { device } | Self::Deployment { device, .. } => {
                 device.id.as_str()
             }
-            Self::Registered { device } | Self::Updated { device } | Self::Deleted { device } => device.id.as_str(),
+            Self::Registered { device } | Self::Updated { device } | Self::Deleted { device, .. } => device.id.as_str(),
         }
     }
 }
@@ -171,6 +173,8 @@ impl Events {
     pub fn tell(&self, event: Event) -> bool {
         let (from_state, to_state) = match &event.what {
             What::StatusChange { from, to, .. } => (from.as_str_name(), to.as_str_name()),
+            // A device that is deleted is in no state from then on.
+            What::Deleted { from, .. } => (from.as_str_name(), ""),
             _ => ("", ""),
         };
         let device_id = event.what.device_id();

@@ -18,7 +18,6 @@ impl Bitmap {
         self.0[row / 64] &= !(1 << (row % 64));
     }
 
-    #[cfg(test)]
     pub fn contains(&self, row: usize) -> bool {
         self.0[row / 64] >> (row % 64) & 1 == 1
     }

@@ -22,6 +22,7 @@ use super::stats::{finite, Gauges};
 use crate::actors::entry::{DeviceEntry, Live};
 use crate::clock::{Pause, UnixMillis};
 use crate::presence::{self, Facts, Moment, Past};
+use crate::telemetry::row::KnownDevice;
 
 pub struct Chunk {
     pub hot: Hot,
@@ -68,6 +69,7 @@ const IS_IN_MAINTENANCE: u8 = 2;
 /// Flags of what was known before the server started.
 const WAS_SEEN: u8 = 4;
 const WAS_OFFLINE: u8 = 8;
+const WAS_LATE: u8 = 16;
 
 impl Hot {
     fn new() -> Self {
@@ -118,6 +120,7 @@ impl Hot {
         let past = match facts.past {
             Past::NeverSeen => 0,
             Past::Seen => WAS_SEEN,
+            Past::Late => WAS_LATE,
             Past::Offline => WAS_OFFLINE,
         };
         self.flags[row].store(is_seen | maintenance | past, Ordering::Relaxed);
@@ -136,9 +139,10 @@ impl Hot {
         let facts = Facts {
             is_in_maintenance: has(IS_IN_MAINTENANCE),
             last_seen_at: has(IS_SEEN).then(|| self.last_seen_at[row].load(Ordering::Relaxed)),
-            past: match (has(WAS_OFFLINE), has(WAS_SEEN)) {
-                (true, _) => Past::Offline,
-                (_, true) => Past::Seen,
+            past: match flags & (WAS_SEEN | WAS_LATE | WAS_OFFLINE) {
+                WAS_OFFLINE => Past::Offline,
+                WAS_LATE => Past::Late,
+                WAS_SEEN => Past::Seen,
                 _ => Past::NeverSeen,
             },
             expected: expected.map(Duration::from),
@@ -170,6 +174,11 @@ impl Hot {
     /// `NAN` where it was not reported.
     pub fn uptime_seconds(&self, row: usize) -> f64 {
         none_if_zero(self.uptime_seconds[row].load(Ordering::Relaxed) as f64)
+    }
+
+    /// What the device's `SystemInfo` says of its memory in MB and its disk in GB; 0 is not known.
+    pub fn totals(&self, row: usize) -> (u64, f64) {
+        (self.memory_mb[row].load(Ordering::Relaxed), get(&self.disk_gb[row]))
     }
 
     pub fn memory_mb(&self, row: usize) -> f64 {
@@ -219,6 +228,18 @@ impl Row {
     /// Takes over live state, all but the version. The caller holds the device's lock, and the device is known.
     pub fn mirror(&self, live: &Live) {
         self.chunk.hot.mirror(self.slot(), live);
+    }
+
+    /// Runs `read` on what is known of the row's device, with the chunk held against changes; nothing is known of a device
+    /// that has no row (any more).
+    pub fn with_known<T>(&self, entry: &DeviceEntry, read: impl FnOnce(KnownDevice<'_>) -> T) -> T {
+        let described = self.chunk.described.read();
+        if !self.is_of(&described, entry) {
+            return read(KnownDevice::default());
+        }
+        let (memory_mb, disk_gb) = self.chunk.hot.totals(self.slot());
+        let (device_type, version) = described.type_and_version(self.slot());
+        read(KnownDevice { device_type, version, memory_mb, disk_gb })
     }
 
     /// Runs `change` with the row and the device's live state held alone; not for a device that has no row (any more).

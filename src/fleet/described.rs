@@ -273,6 +273,12 @@ impl Described {
         self.attributes[row].iter().filter(move |attribute| attribute.key == key.0).map(|attribute| attribute.value)
     }
 
+    /// The device's type, and its version: reported, else registered. Empty where there is none.
+    pub fn type_and_version(&self, row: usize) -> (&str, &str) {
+        let text = |column| self.texts.get(self.symbol(row, column as usize)).unwrap_or_default();
+        (text(Column::Type), text(Column::Version))
+    }
+
     /// The first text of a row in a column.
     pub fn first_text(&self, row: usize, column: &TextColumn) -> Option<&str> {
         match column {

@@ -7,13 +7,16 @@
 //!
 //! A query looks at each row once, at no common moment: it sees every device that was there throughout, with values
 //! that were true while it ran.
+mod announced;
 mod attention;
 mod bitmap;
 mod changes;
+mod checkup;
 mod chunk;
 mod described;
 mod description;
 mod evaluate;
+mod members;
 mod queries;
 mod record;
 mod scan;
@@ -29,15 +32,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fleetd_proto::v1::device_status::State;
 use parking_lot::{Mutex, RwLock};
 
+pub use announced::OnlineNow;
 pub use changes::Change;
+pub use checkup::{CheckupRequest, Examined};
 pub use chunk::Row;
 pub use description::Description;
+pub use members::Members;
 pub use queries::{FleetQueries, QueryFailure, QueryStats};
 pub use scan::{Page, Place, Selection};
 pub use stats::percentages;
-pub use targets::{Capacity, DeviceKind, Survey, SurveyRequest};
+pub use targets::{DeviceKind, Survey, SurveyRequest};
 
 use crate::actors::entry::DeviceEntry;
 use crate::clock;
@@ -102,17 +109,19 @@ impl FleetIndex {
         entry
     }
 
-    /// Takes the row of a forgotten device back. Without effect when that was done before.
-    pub fn remove(&self, entry: &DeviceEntry) {
-        let Some(row) = entry.row() else { return };
+    /// Takes the row of a forgotten device back, and says in what state it was told to be last. `None`, without effect,
+    /// when that was done before.
+    pub fn remove(&self, entry: &DeviceEntry) -> Option<State> {
+        let row = entry.row()?;
         debug_assert!(entry.is_forgotten(), "a device that is known would go on writing its row");
         let mut described = row.chunk.described.write();
-        let removed = row.is_of(&described, entry).then(|| described.vacate(row.slot())).flatten();
+        row.is_of(&described, entry).then(|| described.vacate(row.slot())).flatten()?;
+        // Changes are told under the lock too, so none can follow.
+        let announced = row.chunk.hot.announced(row.slot());
         drop(described);
-        if removed.is_some() {
-            self.0.occupied.fetch_sub(1, Ordering::Relaxed);
-            self.0.free.lock().push(row.clone());
-        }
+        self.0.occupied.fetch_sub(1, Ordering::Relaxed);
+        self.0.free.lock().push(row.clone());
+        Some(announced)
     }
 
     /// Whether a filter holds for one device now; false for one that has no row. Takes the device's lock.

@@ -3,6 +3,7 @@
 //!
 //! The threads run at a lower priority than the workers. On an idle machine a query takes all that it can use; on a
 //! busy one heartbeats go first, since a device that is not answered repeats itself, and a person waits a moment.
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -11,12 +12,14 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{bounded, Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
+use super::members::Members;
 use super::scan::{Page, Selection};
 use super::targets::{Survey, SurveyRequest};
-use super::FleetIndex;
+use super::{CheckupRequest, Examined, FleetIndex, OnlineNow};
 use crate::error::{ApiError, ErrorCode};
+use crate::health::HealthRules;
 use crate::presence::Moment;
-use crate::query::{Filter, OrderBy, SortValue};
+use crate::query::{Field, Filter, OrderBy, SortValue};
 
 /// Queries that may wait. One takes 5 to 30 ms over a million devices (docs/performance.md), so the last of a full
 /// queue waits a second or two, which is as long as a person does.
@@ -151,6 +154,14 @@ impl FleetQueries {
         Ok(self.select(filter, 0).await?.total)
     }
 
+    /// The devices that match `filter`, grouped by the texts and labels `fields`.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn members(&self, filter: Filter, fields: Vec<Field>) -> Result<Members, QueryFailure> {
+        self.run(move |index, run| index.members(&filter, &fields, run)).await
+    }
+
     /// What `then` makes of a survey, on the thread that made the survey: both may take long, and neither holds up a
     /// heartbeat.
     ///
@@ -162,6 +173,45 @@ impl FleetQueries {
         then: impl FnOnce(Survey) -> T + Send + 'static,
     ) -> Result<T, QueryFailure> {
         self.run(move |index, run| Ok(then(index.survey(&request, run)?))).await
+    }
+
+    /// The devices that are ONLINE by what was told of them.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn online_now(&self) -> Result<OnlineNow, QueryFailure> {
+        self.run(FleetIndex::online_now).await
+    }
+
+    /// Shows each device of `request` once to `see`, with the thresholds that `rules` have for it; what `see` makes of
+    /// them comes back. It fails where `see` does.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`], and those of `see`.
+    pub fn checkup<T, E>(
+        &self,
+        request: CheckupRequest,
+        rules: Arc<HealthRules>,
+        mut made: T,
+        see: fn(&mut T, Examined<'_>) -> Result<(), E>,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<T, E>
+    where
+        T: Send + 'static,
+        E: From<QueryFailure> + Send + 'static,
+    {
+        let submitted = self.submit(move |index, run| {
+            let seen = index.checkup(&request, &rules, run, &mut |device| see(&mut made, device));
+            Ok(seen.map(|()| made))
+        });
+        async move { answer(submitted).await? }
+    }
+
+    /// What `work` gives, which takes long enough to hold up heartbeats where it was asked for.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, QueryFailure> {
+        self.run(move |_, _| Ok(work())).await
     }
 
     pub fn stats(&self) -> QueryStats {
@@ -176,6 +226,14 @@ impl FleetQueries {
     }
 
     async fn run<T, F>(&self, query: F) -> Result<T, QueryFailure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&FleetIndex, &Run<'_>) -> Result<T, QueryFailure> + Send + 'static,
+    {
+        answer(self.submit(query)).await
+    }
+
+    fn submit<T, F>(&self, query: F) -> Result<Submitted<T>, QueryFailure>
     where
         T: Send + 'static,
         F: FnOnce(&FleetIndex, &Run<'_>) -> Result<T, QueryFailure> + Send + 'static,
@@ -196,7 +254,7 @@ impl FleetQueries {
             let _ = answer.send(outcome);
         };
         match self.jobs.try_send(Box::new(job)) {
-            Ok(()) => answered.await.unwrap_or(Err(QueryFailure::Died)),
+            Ok(()) => Ok(answered),
             Err(TrySendError::Full(_)) => {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
                 Err(QueryFailure::Busy)
@@ -204,6 +262,13 @@ impl FleetQueries {
             Err(TrySendError::Disconnected(_)) => Err(QueryFailure::Closed),
         }
     }
+}
+
+/// Where the answer of a query comes.
+type Submitted<T> = oneshot::Receiver<Result<T, QueryFailure>>;
+
+async fn answer<T>(submitted: Result<Submitted<T>, QueryFailure>) -> Result<T, QueryFailure> {
+    submitted?.await.unwrap_or(Err(QueryFailure::Died))
 }
 
 impl Counters {

@@ -68,7 +68,7 @@ impl FleetIndex {
         Ok(selection)
     }
 
-    fn scan(
+    pub(super) fn scan(
         &self,
         filter: &Filter,
         run: &Run<'_>,

@@ -94,13 +94,6 @@ pub struct DeviceKind {
     pub time_zone: String,
 }
 
-/// What the registry knows of a device and its heartbeats may leave out; 0 where it is not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Capacity {
-    pub memory_mb: f64,
-    pub disk_gb: f64,
-}
-
 impl FleetIndex {
     /// Blocks for the time that it takes, as [`Self::page`].
     pub(super) fn survey(&self, request: &SurveyRequest, run: &Run<'_>) -> Result<Survey, QueryFailure> {
@@ -128,15 +121,6 @@ impl FleetIndex {
             arch: text(TextField::Arch),
             version: text(TextField::Version),
             time_zone: text(TextField::TimeZone),
-        })
-    }
-
-    /// What a device has, by its record.
-    pub fn capacity(&self, entry: &DeviceEntry) -> Capacity {
-        let known = |number: f64| if number.is_finite() { number } else { 0.0 };
-        entry.row().map_or_else(Capacity::default, |row| {
-            let (hot, slot) = (&row.chunk.hot, row.slot());
-            Capacity { memory_mb: known(hot.memory_mb(slot)), disk_gb: known(hot.disk_gb(slot)) }
         })
     }
 }

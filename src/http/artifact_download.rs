@@ -1,8 +1,10 @@
 //! `GET /artifacts/{binary_id}`: a file of an update for whoever speaks plain HTTP: a device's updater, `curl`, a cache.
 //!
 //! Opened by the signature in its URL (`crate::artifacts::DownloadUrls`), or by a key in the headers like
-//! DownloadBinary. Ranges, preconditions and entity tags are those of RFC 9110, so that any client can resume.
+//! DownloadBinary. Ranges, preconditions and entity tags are those of RFC 9110, so that any client can resume; files of
+//! exports (`export_download`) are given out the same way.
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
@@ -17,7 +19,7 @@ use super::binary_service::{BinaryService, DOWNLOAD_BINARY};
 use super::byte_range::{self, Condition, Wanted};
 use super::gateway::GatewayBody;
 use super::wire::{self, ErrorFacts};
-use crate::artifacts::PATH_PREFIX;
+use crate::artifacts::{BlobReader, Checksum, Feeder, PATH_PREFIX};
 use crate::clock::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
 use crate::store::BinaryRecord;
@@ -34,16 +36,48 @@ pub struct Asked<'a> {
 }
 
 /// Why a request is not answered with bytes: the status may say more than the code.
-struct Refusal {
-    status: StatusCode,
-    error: ApiError,
-    headers: Vec<(HeaderName, HeaderValue)>,
+pub(super) struct Refusal {
+    pub status: StatusCode,
+    pub error: ApiError,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl From<ApiError> for Refusal {
+/// What is given out.
+pub(super) struct File {
+    /// For messages.
+    pub id: String,
+    /// For whoever keeps it.
+    pub name: String,
+    pub content_type: &'static str,
+    pub checksum: Checksum,
+    pub size_bytes: u64,
+}
+
+impl From<BinaryRecord> for File {
+    fn from(record: BinaryRecord) -> Self {
+        Self {
+            id: record.id,
+            name: record.name,
+            content_type: "application/octet-stream",
+            checksum: record.checksum,
+            size_bytes: record.size_bytes,
+        }
+    }
+}
+
+/// How a request for a file is answered.
+pub(super) struct Plan {
+    is_head: bool,
+    status: StatusCode,
+    headers: HeaderMap,
+    /// Which bytes; `None` for an answer without any, also where GET has them.
+    pub range: Option<Range<u64>>,
+}
+
+impl From<ApiError> for Box<Refusal> {
     fn from(error: ApiError) -> Self {
         let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { status, error, headers: Vec::new() }
+        Self::new(Refusal { status, error, headers: Vec::new() })
     }
 }
 
@@ -53,7 +87,7 @@ impl BinaryService {
         let mut call = Call::new(credential_of(asked.headers), asked.peer.ip());
         let mut response = match self.open(&asked, &mut call).await {
             Ok(response) => response,
-            Err(refusal) => refused(refusal, &call, id, asked.method == Method::HEAD),
+            Err(refusal) => refused(*refusal, &call, id, asked.method == Method::HEAD),
         };
         if let Some(quota) = &call.quota {
             wire::set_limit_headers(response.headers_mut(), quota);
@@ -61,12 +95,8 @@ impl BinaryService {
         response
     }
 
-    async fn open(&self, asked: &Asked<'_>, call: &mut Call) -> Result<Response<GatewayBody>, Refusal> {
-        let is_head = match *asked.method {
-            Method::GET => false,
-            Method::HEAD => true,
-            _ => return Err(method_not_allowed(asked)),
-        };
+    async fn open(&self, asked: &Asked<'_>, call: &mut Call) -> Result<Response<GatewayBody>, Box<Refusal>> {
+        let is_head = is_head(asked)?;
         let binary_id = asked.uri.path().strip_prefix(PATH_PREFIX).unwrap_or_default();
         let query = asked.uri.query().unwrap_or_default();
         if is_signed(query) {
@@ -74,49 +104,82 @@ impl BinaryService {
         } else {
             self.access.authorize_download(call, DOWNLOAD_BINARY).await?;
         }
-        let file = self.file(binary_id).await?;
-        let etag = format!("\"{}\"", file.checksum.hex());
-        let text = |name| asked.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let mut headers = headers_of(&file, &etag);
-        match byte_range::condition(text(IF_MATCH), text(IF_NONE_MATCH), &etag) {
-            Condition::Go => {}
-            Condition::NotModified => return Ok(respond(StatusCode::NOT_MODIFIED, headers, GatewayBody::empty())),
-            Condition::Failed => return Err(precondition_failed(&file)),
-        }
-        let wanted = match text(RANGE) {
-            // A range means something for GET alone (section 14.2).
-            Some(range) if !is_head && byte_range::range_counts(text(IF_RANGE), &etag) => {
-                byte_range::wanted(range, file.size_bytes)
-            }
-            _ => Wanted::Whole,
-        };
-        let (status, range) = match wanted {
-            Wanted::Whole => (StatusCode::OK, 0..file.size_bytes),
-            Wanted::Part(range) => {
-                let content_range = format!("bytes {}-{}/{}", range.start, range.end - 1, file.size_bytes);
-                put(&mut headers, CONTENT_RANGE, &content_range);
-                (StatusCode::PARTIAL_CONTENT, range)
-            }
-            Wanted::Unsatisfiable => return Err(unsatisfiable(&file)),
-        };
-        put(&mut headers, CONTENT_LENGTH, &(range.end - range.start).to_string());
-        put(&mut headers, CONTENT_TYPE, "application/octet-stream");
+        let file = File::from(self.file(binary_id).await?);
+        let plan = plan(asked, is_head, &file)?;
+        let Some(range) = plan.range.clone() else { return Ok(plan.without_body()) };
         let reader = self.blobs.read(file.checksum, file.size_bytes, range).await.map_err(ApiError::from)?;
-        let body = if is_head {
+        plan.answer(reader, &file, &self.feeder)
+    }
+}
+
+/// Whether only the head is asked for.
+pub(super) fn is_head(asked: &Asked<'_>) -> Result<bool, Box<Refusal>> {
+    match *asked.method {
+        Method::GET => Ok(false),
+        Method::HEAD => Ok(true),
+        _ => Err(method_not_allowed(asked)),
+    }
+}
+
+pub(super) fn plan(asked: &Asked<'_>, is_head: bool, file: &File) -> Result<Plan, Box<Refusal>> {
+    let etag = format!("\"{}\"", file.checksum.hex());
+    let text = |name| asked.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let mut headers = headers_of(file, &etag);
+    match byte_range::condition(text(IF_MATCH), text(IF_NONE_MATCH), &etag) {
+        Condition::Go => {}
+        Condition::NotModified => {
+            return Ok(Plan { is_head, status: StatusCode::NOT_MODIFIED, headers, range: None });
+        }
+        Condition::Failed => return Err(precondition_failed(file)),
+    }
+    let wanted = match text(RANGE) {
+        // A range means something for GET alone (section 14.2).
+        Some(range) if !is_head && byte_range::range_counts(text(IF_RANGE), &etag) => {
+            byte_range::wanted(range, file.size_bytes)
+        }
+        _ => Wanted::Whole,
+    };
+    let (status, range) = match wanted {
+        Wanted::Whole => (StatusCode::OK, 0..file.size_bytes),
+        Wanted::Part(range) => {
+            let content_range = format!("bytes {}-{}/{}", range.start, range.end - 1, file.size_bytes);
+            put(&mut headers, CONTENT_RANGE, &content_range);
+            (StatusCode::PARTIAL_CONTENT, range)
+        }
+        Wanted::Unsatisfiable => return Err(unsatisfiable(file)),
+    };
+    put(&mut headers, CONTENT_LENGTH, &(range.end - range.start).to_string());
+    put(&mut headers, CONTENT_TYPE, file.content_type);
+    Ok(Plan { is_head, status, headers, range: Some(range) })
+}
+
+impl Plan {
+    pub fn without_body(self) -> Response<GatewayBody> {
+        respond(self.status, self.headers, GatewayBody::empty())
+    }
+
+    /// With the bytes, which `reader` has.
+    pub fn answer(
+        self,
+        reader: BlobReader,
+        file: &File,
+        feeder: &Feeder,
+    ) -> Result<Response<GatewayBody>, Box<Refusal>> {
+        let body = if self.is_head {
             GatewayBody::Head(file.size_bytes)
         } else {
-            GatewayBody::Feed(self.feeder.start(reader, PIECE_BYTES).map_err(ApiError::from)?)
+            GatewayBody::Feed(feeder.start(reader, PIECE_BYTES).map_err(ApiError::from)?)
         };
-        Ok(respond(status, headers, body))
+        Ok(respond(self.status, self.headers, body))
     }
 }
 
 /// Whether the URL is meant to be a signed one; then no key makes up for a wrong signature.
-fn is_signed(query: &str) -> bool {
+pub(super) fn is_signed(query: &str) -> bool {
     query.split('&').any(|pair| matches!(pair.split('=').next(), Some("signature" | "expires")))
 }
 
-fn headers_of(file: &BinaryRecord, etag: &str) -> HeaderMap {
+fn headers_of(file: &File, etag: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     put(&mut headers, ETAG, etag);
     put(&mut headers, ACCEPT_RANGES, "bytes");
@@ -161,31 +224,31 @@ fn respond(status: StatusCode, headers: HeaderMap, body: GatewayBody) -> Respons
     response
 }
 
-fn method_not_allowed(asked: &Asked<'_>) -> Refusal {
+fn method_not_allowed(asked: &Asked<'_>) -> Box<Refusal> {
     let message = format!("{} takes GET, not {}", asked.uri.path(), asked.method);
-    Refusal {
+    Box::new(Refusal {
         status: StatusCode::METHOD_NOT_ALLOWED,
         error: ApiError::invalid_argument(message),
         headers: vec![(ALLOW, HeaderValue::from_static("GET, HEAD"))],
-    }
+    })
 }
 
-fn precondition_failed(file: &BinaryRecord) -> Refusal {
+fn precondition_failed(file: &File) -> Box<Refusal> {
     let message = format!("{} has the bytes {}, not those of If-Match", file.id, file.checksum);
     ApiError::new(ErrorCode::FailedPrecondition, message).into()
 }
 
-fn unsatisfiable(file: &BinaryRecord) -> Refusal {
+fn unsatisfiable(file: &File) -> Box<Refusal> {
     let message = format!("the range begins behind the end: {} has {} bytes", file.id, file.size_bytes);
     let length = HeaderValue::from_str(&format!("bytes */{}", file.size_bytes));
-    Refusal {
+    Box::new(Refusal {
         status: StatusCode::RANGE_NOT_SATISFIABLE,
         error: ApiError::new(ErrorCode::OutOfRange, message),
         headers: length.into_iter().map(|length| (CONTENT_RANGE, length)).collect(),
-    }
+    })
 }
 
-fn refused(refusal: Refusal, call: &Call, id: &HeaderValue, is_head: bool) -> Response<GatewayBody> {
+pub(super) fn refused(refusal: Refusal, call: &Call, id: &HeaderValue, is_head: bool) -> Response<GatewayBody> {
     let Refusal { status, error, headers } = refusal;
     let error = call.sign(error);
     wire::log_cause(&error);

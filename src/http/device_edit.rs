@@ -84,9 +84,9 @@ impl DeviceService {
         let stored = self.store.device(&entry.id).await?.ok_or_else(|| no_device(entry.id.as_str()))?;
         self.store.remove(&entry.id, &entry.key_hash).await?;
         // Durable first, forgotten second: a crash between the two leaves a device that the next start does not know.
-        self.directory.forget(&entry);
+        let announced = self.directory.forget(&entry);
         entry.assignment.notice();
-        self.tell(What::Deleted { device: Arc::new(stored) });
+        self.tell(What::Deleted { device: Arc::new(stored), from: announced.unwrap_or_default() });
         let user = call.user_id();
         tracing::info!(device_id = %entry.id, user, force = request.force, "device deleted");
         Ok(DeleteDeviceResponse { success: true, deleted_at: Some(timestamp(UnixMillis::now())) })

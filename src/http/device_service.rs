@@ -22,7 +22,7 @@ use crate::clock::UnixMillis;
 use crate::error::ApiError;
 use crate::events::{Event, Events, What};
 use crate::fleet::{self, FleetQueries};
-use crate::health::{self, Thresholds, Vitals};
+use crate::health::{self, Finding, Health, HealthRules, Vitals};
 use crate::metrics::Metrics;
 use crate::store::{self, Store};
 
@@ -42,6 +42,7 @@ pub struct DeviceService {
     pub events: Events,
     /// Ends streams when the server stops.
     pub stopping: watch::Receiver<bool>,
+    pub health: Arc<HealthRules>,
 }
 
 impl DeviceService {
@@ -89,12 +90,12 @@ impl DeviceService {
         let live = entry.live();
         let system = SystemInfo::decode(stored.system_info.clone()).unwrap_or_default();
         let metrics = metrics_of(&system, &live);
-        let health = request.include_health.then(|| self.health_of(entry.id.as_str(), &live, metrics.as_ref()));
+        let health = request.include_health.then(|| self.health_of(&stored, &live, metrics.as_ref()));
         let metrics = metrics.filter(|_| request.include_metrics);
         Ok(GetDeviceResponse { device: Some(self.shown(stored, &live)), metrics, health })
     }
 
-    fn health_of(&self, id: &str, live: &Live, metrics: Option<&DeviceMetrics>) -> DeviceHealth {
+    fn health_of(&self, stored: &store::Device, live: &Live, metrics: Option<&DeviceMetrics>) -> DeviceHealth {
         let stats = metrics.and_then(|metrics| metrics.stats.as_ref());
         let vitals = Vitals {
             presence: self.directory.presence(live),
@@ -105,10 +106,10 @@ impl DeviceService {
             battery_percent: stats.and_then(|stats| stats.battery_percent),
             restarts: live.restarts,
             boots: live.boots,
+            history: None,
         };
-        let health::Health { status, score, reasons } = health::judge(&vitals, &Thresholds::default());
-        let checked_at = Some(timestamp(UnixMillis::now()));
-        DeviceHealth { device_id: id.to_owned(), status: status.into(), score, reasons, checked_at }
+        let thresholds = self.health.of_device(|key| stored.labels.get(key).map(String::as_str));
+        health_told(stored.id.as_str(), &health::judge(&vitals, thresholds), UnixMillis::now())
     }
 
     /// A device as callers see it: the record, with what its heartbeats said since.
@@ -132,6 +133,17 @@ impl DeviceService {
             etag,
             heartbeat_interval: stored.heartbeat_interval.map(Into::into),
         }
+    }
+}
+
+/// Health as callers see it.
+pub(super) fn health_told(id: &str, health: &Health, at: UnixMillis) -> DeviceHealth {
+    DeviceHealth {
+        device_id: id.to_owned(),
+        status: health.status.into(),
+        score: health.score,
+        reasons: health.findings.iter().map(Finding::reason).collect(),
+        checked_at: Some(timestamp(at)),
     }
 }
 

@@ -123,7 +123,7 @@ impl Reader {
                 entry.is_some_and(|entry| directory.fleet().matches(&entry, &self.filter))
             }
             // Its row is gone: what was known of it at the end answers.
-            What::Deleted { device } => self.filter.matches(&**device),
+            What::Deleted { device, .. } => self.filter.matches(&**device),
         }
     }
 

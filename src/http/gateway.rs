@@ -1,5 +1,5 @@
 //! One request in, one answer out, whatever protocol and HTTP version: operations endpoints are answered here, RPCs
-//! go to `connectrpc`, downloads to `artifact_download`, and plain HTTP clients get their errors in the reference's
+//! go to `connectrpc`, downloads to `artifact_download` and `export_download`, and plain HTTP clients get their errors in the reference's
 //! envelope.
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -33,6 +33,10 @@ pub const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// Time for a unary request, its body included, when the client sets none; and the longest it may ask for.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(20);
 const MAX_DEADLINE: Duration = Duration::from_secs(300);
+/// The same for questions to the telemetry, which have bounds of their own (`analytics::pool`, `analytics::metrics`): they
+/// come first, and say what to ask for instead.
+const QUESTION_DEADLINE: Duration = Duration::from_secs(75);
+const QUESTIONS: &str = "/fleetd.v1.AnalyticsService/";
 /// The longest that a client may ask for an upload. There is no default: each of its messages has a time to come.
 const MAX_UPLOAD_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
@@ -44,6 +48,8 @@ pub struct Gateway {
     rpc: RpcService,
     /// The same services, with a deadline that uploads can meet.
     uploads: RpcService,
+    /// The same services, with a deadline that questions can meet.
+    questions: RpcService,
     operations: Arc<Operations>,
     intake: Intake,
 }
@@ -59,7 +65,9 @@ impl Gateway {
         let deadlines = DeadlinePolicy::new().with_default_timeout(DEFAULT_DEADLINE).with_max(MAX_DEADLINE);
         let rpc = ConnectRpcService::new(Chain(fleet, companions)).with_limits(limits).with_deadline_policy(deadlines);
         let uploads = rpc.clone().with_deadline_policy(DeadlinePolicy::new().with_max(MAX_UPLOAD_DEADLINE));
-        Self { rpc, uploads, operations, intake: Intake::default() }
+        let deadlines = DeadlinePolicy::new().with_default_timeout(QUESTION_DEADLINE).with_max(MAX_DEADLINE);
+        let questions = rpc.clone().with_deadline_policy(deadlines);
+        Self { rpc, uploads, questions, operations, intake: Intake::default() }
     }
 
     pub(super) fn fleet(&self) -> &FleetRpc {
@@ -84,6 +92,11 @@ impl Gateway {
                 let asked = artifact_download::Asked { method, uri, headers, peer };
                 self.fleet().binaries().answer_http(asked, &id).await
             }
+            None if request.uri().path().starts_with(artifacts::EXPORT_PATH_PREFIX) => {
+                let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+                let asked = artifact_download::Asked { method, uri, headers, peer };
+                self.fleet().analytics().answer_http(asked, &id).await
+            }
             None => {
                 request.extensions_mut().insert(Peer(peer));
                 self.call(request, &id).await
@@ -104,8 +117,11 @@ impl Gateway {
             let message = "gRPC needs HTTP/2; over HTTP/1.1 use Connect or gRPC-Web";
             return plain_error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorCode::InvalidArgument, message, id);
         }
-        let is_upload = request.uri().path().strip_prefix('/') == Some(UPLOAD_BINARY);
-        let mut rpc = if is_upload { self.uploads.clone() } else { self.rpc.clone() };
+        let mut rpc = match request.uri().path() {
+            path if path.strip_prefix('/') == Some(UPLOAD_BINARY) => self.uploads.clone(),
+            path if path.starts_with(QUESTIONS) => self.questions.clone(),
+            _ => self.rpc.clone(),
+        };
         let was_refused = Arc::new(AtomicBool::new(false));
         // The messages of a stream are taken in one by one, and their sum says nothing.
         let share = (!self.takes_stream(request.uri().path())).then(|| self.intake.share());

@@ -4,6 +4,7 @@
 //! serves operations endpoints itself and hands RPCs to `connectrpc`; [`rpc`] decodes and dispatches them to the
 //! services ([`device_service`], [`binary_service`], …); [`artifact_download`] serves files to plain HTTP clients; [`wire`] writes errors as each kind of client expects them.
 pub mod access;
+pub mod analytics_service;
 pub mod artifact_download;
 pub mod binary_service;
 pub mod byte_range;
@@ -14,9 +15,12 @@ pub mod deployment_view;
 pub mod device_change;
 pub mod device_edit;
 pub mod device_fields;
+pub mod device_health;
 pub mod device_service;
 pub mod direct;
 pub mod event_service;
+pub mod export_download;
+pub mod exports;
 pub mod front;
 pub mod gateway;
 pub mod heartbeats;
@@ -24,6 +28,7 @@ pub mod http1;
 pub mod http2;
 pub mod intake;
 pub mod listing;
+pub mod metrics_query;
 pub mod operations;
 pub mod pages;
 pub mod registration;

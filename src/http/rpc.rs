@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 
 use super::access::Call;
+use super::analytics_service::{self as analytics, AnalyticsService};
 use super::binary_service::{self as binaries, BinaryService};
 use super::command_service;
 use super::density;
@@ -37,6 +38,7 @@ pub struct FleetRpc {
     devices: Arc<DeviceService>,
     updates: Arc<UpdateService>,
     binaries: Arc<BinaryService>,
+    analytics: Arc<AnalyticsService>,
 }
 
 static DESCRIPTORS: LazyLock<HashMap<&'static str, MethodDescriptor>> =
@@ -75,8 +77,13 @@ pub fn companions() -> (Router, Arc<StaticChecker>) {
 }
 
 impl FleetRpc {
-    pub fn new(devices: Arc<DeviceService>, updates: Arc<UpdateService>, binaries: Arc<BinaryService>) -> Self {
-        Self { devices, updates, binaries }
+    pub fn new(
+        devices: Arc<DeviceService>,
+        updates: Arc<UpdateService>,
+        binaries: Arc<BinaryService>,
+        analytics: Arc<AnalyticsService>,
+    ) -> Self {
+        Self { devices, updates, binaries, analytics }
     }
 
     pub(super) fn devices(&self) -> &Arc<DeviceService> {
@@ -85,6 +92,10 @@ impl FleetRpc {
 
     pub(super) fn binaries(&self) -> &Arc<BinaryService> {
         &self.binaries
+    }
+
+    pub(super) fn analytics(&self) -> &Arc<AnalyticsService> {
+        &self.analytics
     }
 }
 
@@ -246,6 +257,23 @@ impl FleetRpc {
             deployments::RETRY_FAILED => unary_to_its_end!(service, retry_failed, context, request, format),
             deployments::EXPLAIN_DEVICE => unary!(service, explain_device, context, request, format),
             deployments::REPORT_UPDATE_STATUS => unary!(service, report_update_status, context, request, format),
+            _ => self.call_analytics(path, context, request, format),
+        }
+    }
+
+    fn call_analytics(
+        &self,
+        path: &str,
+        context: RequestContext,
+        request: Payload,
+        format: CodecFormat,
+    ) -> UnaryResult {
+        let service = &self.analytics;
+        match path {
+            analytics::GET_METRICS => unary!(service, get_metrics, context, request, format),
+            analytics::GET_DEVICE_HEALTH => unary!(service, get_device_health, context, request, format),
+            analytics::EXPORT_DATA => unary_to_its_end!(service, export_data, context, request, format),
+            analytics::GET_EXPORT => unary!(service, get_export, context, request, format),
             _ => {
                 let refusal = self.not_served(path, &context);
                 Box::pin(async move { Err(refusal) })

@@ -23,7 +23,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// `; did you mean X?` for the candidate nearest to `found`, or nothing when none is near.
-pub(super) fn suggestion<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn suggestion<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     // Also bounds the work: the distance of two texts costs their lengths' product.
     const MAX_BYTES: usize = 64;
     /// Of two unrelated names the similarity is below this; of a typing error it is above.

@@ -64,6 +64,14 @@ impl Filter {
         Self { root: None, now: UnixMillis::EPOCH }
     }
 
+    /// What also passes all of `tests`.
+    #[must_use]
+    pub fn and(self, tests: impl IntoIterator<Item = Test>) -> Self {
+        let mut terms: Vec<Expr> = self.root.into_iter().chain(tests.into_iter().map(Expr::Test)).collect();
+        let root = if terms.len() > 1 { Some(Expr::And(terms)) } else { terms.pop() };
+        Self { root, now: self.now }
+    }
+
     /// `None` matches every device.
     pub fn root(&self) -> Option<&Expr> {
         self.root.as_ref()
@@ -75,6 +83,14 @@ impl Filter {
 
     pub fn matches(&self, subject: &impl Subject) -> bool {
         self.root.as_ref().is_none_or(|root| holds(root, subject, self.now))
+    }
+}
+
+impl Test {
+    /// That the field's text is this one.
+    pub fn is(field: Field, text: &str) -> Self {
+        let pattern = Pattern { text: text.into(), shape: Shape::Exact };
+        Self { field, condition: Condition::OneOf(vec![pattern]) }
     }
 }
 

@@ -305,7 +305,7 @@ fn gates(field: &str, given: &[MetricGate]) -> Parsed<Vec<MetricGate>> {
 
 fn gate(field: &str, given: &MetricGate) -> Parsed<MetricGate> {
     Metric::named(&given.metric).map_err(|error| invalid(format!("{field}.metric"), error.to_string()))?;
-    let aggregation = Aggregation::named(&given.aggregation).filter(|one| one.is_independent_of_size());
+    let aggregation = Aggregation::named(&given.aggregation).filter(|one| one.is_comparable());
     let Some(aggregation) = aggregation else {
         return Err(invalid(
             format!("{field}.aggregation"),

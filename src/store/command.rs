@@ -135,6 +135,13 @@ pub struct Swept {
     pub has_more: bool,
 }
 
+/// Commands that came to nothing on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommandFailures {
+    pub failed: u32,
+    pub expired: u32,
+}
+
 /// The commands of the fleet. All decisions on one command's state are made in the registry's transactions, by the
 /// rules of [`crate::commands`].
 pub trait CommandStore: Send + Sync {
@@ -163,6 +170,10 @@ pub trait CommandStore: Send + Sync {
 
     /// Gives up commands whose time ran out, and deletes those that are over since long; a bounded number at a time.
     fn sweep_commands(&self, now: UnixMillis) -> StoreFuture<Swept>;
+
+    /// For each of some thousand devices at most, in their order, how many of its last
+    /// [`crate::commands::REMEMBERED`] commands failed or expired since a moment. A device that is not registered has none.
+    fn command_failures(&self, devices: Vec<DeviceId>, since: UnixMillis) -> StoreFuture<Vec<CommandFailures>>;
 
     /// Names every device with pending commands, in no order. For the start of the server: blocks.
     fn for_each_commanded_device(&self, each: &mut dyn FnMut(&str)) -> Result<(), StoreError>;

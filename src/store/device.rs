@@ -37,6 +37,8 @@ pub struct Device {
 pub struct LastSeen {
     pub device: DeviceId,
     pub at: UnixMillis,
+    /// Whether it is late since.
+    pub is_late: bool,
     /// Whether it is gone since.
     pub is_offline: bool,
 }
@@ -58,6 +60,8 @@ pub struct DeviceRow<'a> {
     pub revision: u64,
     pub maintenance: bool,
     pub heartbeat_interval: Option<Duration>,
+    /// Whether it was last known to be late.
+    pub is_late: bool,
     /// Whether it was last known to be gone.
     pub is_offline: bool,
 }

@@ -1,7 +1,7 @@
 //! The registry of record: which devices exist and what they were told, apart from what they report.
 //!
 //! The rest of the server sees [`Store`], an object-safe trait made of one small trait a subject ([`DeviceStore`],
-//! [`CommandStore`], [`UpdateStore`], [`BinaryStore`], [`SettingStore`]; keys and webhooks join as traits and migrations
+//! [`CommandStore`], [`UpdateStore`], [`BinaryStore`], [`ExportStore`], [`SettingStore`]; keys and webhooks join as traits and migrations
 //! of their own).
 //! Behind it stands [`sqlite`], the only folder that knows SQL. Heartbeats never come here: a device's `last_seen`
 //! is written when it goes offline.
@@ -13,6 +13,7 @@ mod binary;
 mod command;
 mod device;
 mod error;
+mod export;
 pub mod sqlite;
 mod update;
 
@@ -21,13 +22,14 @@ use std::pin::Pin;
 
 pub use binary::{BinaryRecord, BinaryStore, NewBinary};
 pub use command::{
-    Canceled, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery, Exchange, NewCommand,
-    Report, Sent, Swept,
+    Canceled, CommandFailures, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery,
+    Exchange, NewCommand, Report, Sent, Swept,
 };
 pub use device::{Device, DeviceRow, InvalidMap, LastSeen, MapText};
 
 pub use crate::clock::UnixMillis;
 pub use error::StoreError;
+pub use export::{ExportRecord, ExportState, ExportStore, ExportedFile, NewExport};
 pub use update::{
     AttemptRecord, DeploymentChange, DeploymentDevice, DeploymentDeviceQuery, DeploymentQuery, DeploymentRecord,
     NewDeployment, NewUpdate, Paged, UpdateRecord, UpdateStore,
@@ -47,7 +49,7 @@ pub type StoreFuture<T> = Answer<Result<T, StoreError>>;
 pub type DeviceChange = Box<dyn FnOnce(&Device) -> Option<Device> + Send>;
 
 /// Everything that the server keeps; share it as `Arc<dyn Store>`.
-pub trait Store: DeviceStore + CommandStore + UpdateStore + BinaryStore + SettingStore {
+pub trait Store: DeviceStore + CommandStore + UpdateStore + BinaryStore + ExportStore + SettingStore {
     /// Counters for `/metrics`.
     fn stats(&self) -> StoreStats;
 }

@@ -6,13 +6,13 @@ use fleetd_proto::v1::gate_result::Verdict;
 use fleetd_proto::v1::{GateResult, MetricGate};
 use fleetd_proto::Timestamp;
 
-use super::clickhouse::{ClickHouse, ClickHouseError};
-use super::metric::{Aggregation, Metric, Nature, Total};
+use super::clickhouse::{ClickHouse, ClickHouseError, IdList};
+use super::metric::{Aggregation, Metric, Nature};
 use crate::clock::UnixMillis;
 use crate::ids::DeviceId;
 
 /// Devices of one group that are measured; those beyond are not looked at. Far more than a difference needs that matters,
-/// and ids of some hundred KiB in a query.
+/// and ids of some hundred KiB in a query, a megabyte at most.
 pub const MAX_SAMPLE: usize = 10_000;
 
 /// Parts of the span in each of which a counter's first and last reading count. 10,000 devices then cost ClickHouse some
@@ -21,29 +21,6 @@ const PARTS: i64 = 100;
 
 /// Seconds after which ClickHouse gives a measurement up.
 const MAX_SECONDS: &str = "30";
-
-/// A device to measure.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampled {
-    pub id: DeviceId,
-    /// What the registry knows, for shares of totals that its reports leave out; 0 where it is not known.
-    pub memory_mb: f64,
-    pub disk_gb: f64,
-}
-
-impl Sampled {
-    fn total(&self, total: Total) -> f64 {
-        let total = match total {
-            Total::MemoryMb => self.memory_mb,
-            Total::DiskGb => self.disk_gb,
-        };
-        if total.is_finite() {
-            total
-        } else {
-            0.0
-        }
-    }
-}
 
 /// What one group reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -62,19 +39,20 @@ pub struct Reading {
 pub async fn measure(
     clickhouse: &ClickHouse,
     gate: &MetricGate,
-    updated: &[Sampled],
-    control: &[Sampled],
+    updated: &[DeviceId],
+    control: &[DeviceId],
     from: UnixMillis,
     to: UnixMillis,
 ) -> Result<GateResult, ClickHouseError> {
-    let (Ok(metric), Some(aggregation)) = (Metric::named(&gate.metric), Aggregation::named(&gate.aggregation)) else {
+    let aggregated = Aggregation::named(&gate.aggregation).and_then(Aggregation::sql);
+    let (Ok(metric), Some(aggregated)) = (Metric::named(&gate.metric), aggregated) else {
         // No policy has such a gate. Without evidence it must not pass.
         tracing::error!(metric = gate.metric, aggregation = gate.aggregation, "a gate that cannot be measured");
         return Ok(judge(gate, Reading::default(), Reading::default(), to));
     };
-    let value = read(clickhouse, &metric, aggregation, updated, from, to).await?;
+    let value = read(clickhouse, &metric, aggregated, updated, from, to).await?;
     let control = match gate.max_increase_percentage {
-        Some(_) => read(clickhouse, &metric, aggregation, control, from, to).await?,
+        Some(_) => read(clickhouse, &metric, aggregated, control, from, to).await?,
         None => Reading::default(),
     };
     Ok(judge(gate, value, control, to))
@@ -122,8 +100,8 @@ struct Measured {
 async fn read(
     clickhouse: &ClickHouse,
     metric: &Metric,
-    aggregation: Aggregation,
-    devices: &[Sampled],
+    aggregated: &'static str,
+    devices: &[DeviceId],
     from: UnixMillis,
     to: UnixMillis,
 ) -> Result<Reading, ClickHouseError> {
@@ -131,16 +109,13 @@ async fn read(
     if devices.is_empty() {
         return Ok(Reading::default());
     }
-    let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
+    let ids = IdList::new(devices.iter().map(DeviceId::as_str));
     let mut query = clickhouse
-        .query(&sql(metric, aggregation))
+        .query(&sql(metric, aggregated, &ids))
         .with_setting("max_execution_time", MAX_SECONDS)
-        .param("ids", ids)
         .param("from", from.as_millis())
         .param("to", to.as_millis());
-    if let Some(total) = metric.total() {
-        query = query.param("totals", devices.iter().map(|device| device.total(total)).collect::<Vec<_>>());
-    }
+    query = ids.bind(query);
     if let Some(name) = metric.parameter() {
         query = query.param("metric", name);
     }
@@ -154,17 +129,14 @@ async fn read(
 }
 
 /// Constants of this crate only; see [`Metric::value`].
-fn sql(metric: &Metric, aggregation: Aggregation) -> String {
-    let totals = match metric.total() {
-        Some(_) => "WITH transform(device_id, {ids:Array(String)}, {totals:Array(Float64)}, 0.) AS known_total ",
-        None => "",
-    };
+fn sql(metric: &Metric, aggregated: &'static str, ids: &IdList<'_>) -> String {
     let readings = format!(
-        "{totals}SELECT device_id, received_at, CAST({} AS Nullable(Float64)) AS reported FROM heartbeats \
-         WHERE device_id IN {{ids:Array(String)}} \
+        "SELECT device_id, received_at, CAST({} AS Nullable(Float64)) AS reported FROM heartbeats \
+         WHERE {} \
          AND received_at >= fromUnixTimestamp64Milli({{from:Int64}}, 'UTC') \
          AND received_at < fromUnixTimestamp64Milli({{to:Int64}}, 'UTC')",
-        metric.value()
+        metric.value(),
+        ids.condition("device_id")
     );
     // Infinities are not stored, but a quotient can be one. In a WHERE an alias goes before a column of that name, so the
     // two have different ones.
@@ -176,7 +148,6 @@ fn sql(metric: &Metric, aggregation: Aggregation) -> String {
         Nature::Gauge => format!("SELECT device_id, reading AS value FROM ({present})"),
         Nature::Counter => increases(&present),
     };
-    let aggregated = aggregation.sql();
     format!(
         "SELECT if(devices = 0, NULL, CAST({aggregated} AS Nullable(Float64))) AS value, \
          uniqExact(device_id) AS devices FROM ({values})"

@@ -20,8 +20,21 @@ pub struct Known {
     pub nature: Nature,
     /// NULL where a row does not tell it.
     value: &'static str,
-    /// Of which total of the device it is a share, where reports leave the total out.
-    pub share_of: Option<Total>,
+}
+
+impl Known {
+    /// Its name in the computed tables.
+    pub fn column(&self) -> &'static str {
+        match self.name {
+            "uptime" => "uptime_seconds",
+            name => name,
+        }
+    }
+
+    /// The metric in a row of `heartbeats` as a Float64, NULL where the row does not tell it.
+    pub fn number(&self) -> String {
+        format!("CAST({} AS Nullable(Float64))", self.value)
+    }
 }
 
 /// How a metric behaves over time.
@@ -33,30 +46,62 @@ pub enum Nature {
     Counter,
 }
 
-/// What the registry knows of a device and its heartbeats may leave out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Total {
-    MemoryMb,
-    DiskGb,
-}
-
 const fn gauge(name: &'static str, value: &'static str) -> Known {
-    Known { name, nature: Nature::Gauge, value, share_of: None }
+    Known { name, nature: Nature::Gauge, value }
 }
 
 const fn counter(name: &'static str, value: &'static str) -> Known {
-    Known { name, nature: Nature::Counter, value, share_of: None }
+    Known { name, nature: Nature::Counter, value }
 }
 
-const fn share(name: &'static str, value: &'static str, total: Total) -> Known {
-    Known { name, nature: Nature::Gauge, value, share_of: Some(total) }
+/// Per cent of the total, which the row has from the report or, where that leaves it out, from the registry.
+const MEMORY_SHARE: &str = "if(memory_total_mb > 0, 100 * memory_used_mb / memory_total_mb, NULL)";
+const DISK_SHARE: &str =
+    "if(disk_total_gb > 0 AND disk_used_gb BETWEEN 0 AND 1e9, 100 * disk_used_gb / disk_total_gb, NULL)";
+
+/// Readings that can be. The bounds are far beyond what the contract says of each, for agents that count every core for
+/// itself or round oddly; what is beyond them is a fault of the device, and one such number would be the whole fleet's mean.
+const CPU: &str = "if(cpu_percent BETWEEN 0 AND 1000, cpu_percent, NULL)";
+const DISK_USED: &str = "if(disk_used_gb BETWEEN 0 AND 1e9, disk_used_gb, NULL)";
+const LOAD_1M: &str = "if(load_average_1m BETWEEN 0 AND 1e6, load_average_1m, NULL)";
+const LOAD_5M: &str = "if(load_average_5m BETWEEN 0 AND 1e6, load_average_5m, NULL)";
+const LOAD_15M: &str = "if(load_average_15m BETWEEN 0 AND 1e6, load_average_15m, NULL)";
+const TEMPERATURE: &str = "if(temperature_celsius BETWEEN -300 AND 10000, temperature_celsius, NULL)";
+const BATTERY: &str = "if(battery_percent BETWEEN 0 AND 1000, battery_percent, NULL)";
+
+/// Heartbeats that count: a clock that runs ahead by up to a day, a report that was held back for up to 31. The others
+/// were dated by a clock that was not set, and would be anywhere between 1900 and 2299. Bounds the partitions that a
+/// span of time can be in.
+pub const PLAUSIBLE: &str = "timestamp >= received_at - INTERVAL 31 DAY AND timestamp <= received_at + INTERVAL 1 DAY";
+
+/// `value` as sketches take it; see [`SKETCHED`].
+macro_rules! sketched {
+    () => {
+        "if(abs(value) < 1e-9, 0., if(abs(value) < 1, value * 0.99 / 1.01, sign(value) * least(abs(value), 1e15)))"
+    };
 }
 
-/// Per cent of the reported total, or of the known one where none was reported, as `crate::fleet` computes them.
-const MEMORY_SHARE: &str = "if(memory_total_mb > 0 OR known_total > 0, \
-     100 * memory_used_mb / if(memory_total_mb > 0, toFloat64(memory_total_mb), known_total), NULL)";
-const DISK_SHARE: &str = "if(disk_total_gb > 0 OR known_total > 0, \
-     100 * disk_used_gb / if(disk_total_gb > 0, disk_total_gb, known_total), NULL)";
+/// `value` as sketches take it: DDSketch's buckets are as many as the decades between the least and the greatest
+/// magnitude, and ClickHouse refuses too many. What is nearer to 0 than 1e-9 counts as 0, what is further than 1e15 as
+/// that.
+///
+/// ClickHouse (26.7) rounds the number of a bucket towards 0 where DDSketch rounds down, so it takes values below 1 for up
+/// to 3 per cent more than they are. Here they are one bucket less, which makes up for it.
+pub const SKETCHED: &str = sketched!();
+
+/// The parameters of `quantilesDD`, the one sketch of the rollups, of gates and of GetMetrics: its relative accuracy, then
+/// the quantiles that can be asked of it.
+pub const SKETCH: &str = "(0.01, 0.5, 0.9, 0.95, 0.99)";
+
+/// [`SKETCHED`] of another column than `value`.
+pub fn sketched(column: &str) -> String {
+    SKETCHED.replace("value", column)
+}
+
+/// The gauges of the computed tables, each once: where two names mean the same, the one that a column has.
+pub fn gauges() -> impl Iterator<Item = &'static Known> {
+    KNOWN.iter().filter(|known| known.nature == Nature::Gauge && known.name == known.column())
+}
 
 /// A heartbeat without a status leaves all of these 0.
 const RESTARTS: &str = "if(state != 'UNKNOWN' OR uptime_seconds > 0, restart_count, NULL)";
@@ -65,17 +110,17 @@ const RESTARTS: &str = "if(state != 'UNKNOWN' OR uptime_seconds > 0, restart_cou
 const SWAP: &str = "if(memory_used_mb IS NULL, NULL, swap_used_mb)";
 
 const KNOWN: [Known; 19] = [
-    gauge("cpu_usage", "cpu_percent"),
-    share("memory_usage", MEMORY_SHARE, Total::MemoryMb),
-    share("disk_usage", DISK_SHARE, Total::DiskGb),
+    gauge("cpu_usage", CPU),
+    gauge("memory_usage", MEMORY_SHARE),
+    gauge("disk_usage", DISK_SHARE),
     gauge("memory_used_mb", "memory_used_mb"),
-    gauge("disk_used_gb", "disk_used_gb"),
+    gauge("disk_used_gb", DISK_USED),
     gauge("swap_used_mb", SWAP),
-    gauge("load_average_1m", "load_average_1m"),
-    gauge("load_average_5m", "load_average_5m"),
-    gauge("load_average_15m", "load_average_15m"),
-    gauge("temperature_celsius", "temperature_celsius"),
-    gauge("battery_percent", "battery_percent"),
+    gauge("load_average_1m", LOAD_1M),
+    gauge("load_average_5m", LOAD_5M),
+    gauge("load_average_15m", LOAD_15M),
+    gauge("temperature_celsius", TEMPERATURE),
+    gauge("battery_percent", BATTERY),
     gauge("signal_dbm", "signal_dbm"),
     gauge("uptime_seconds", "nullIf(uptime_seconds, 0)"),
     // The reference spells it so in its metrics; both names mean the same.
@@ -91,7 +136,7 @@ const KNOWN: [Known; 19] = [
 const CUSTOM: &str = "if(mapContains(metrics, {metric:String}), metrics[{metric:String}], NULL)";
 
 /// Says that a metric of the fleet's own is meant, whatever it is called.
-const CUSTOM_PREFIX: &str = "metrics.";
+pub const CUSTOM_PREFIX: &str = "metrics.";
 
 /// A name that no metric can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -124,20 +169,12 @@ impl Metric {
         }
     }
 
-    /// The metric in a row of `heartbeats`, NULL where the row does not tell it. Where [`Self::total`] says one,
-    /// `known_total` is an alias of the query; one of the fleet's own is named by the parameter `metric`.
+    /// The metric in a row of `heartbeats`, NULL where the row does not tell it. One of the fleet's own is named by the
+    /// parameter `metric`.
     pub fn value(&self) -> &'static str {
         match self {
             Self::Known(known) => known.value,
             Self::Custom(_) => CUSTOM,
-        }
-    }
-
-    /// Of which total it is a share.
-    pub fn total(&self) -> Option<Total> {
-        match self {
-            Self::Known(known) => known.share_of,
-            Self::Custom(_) => None,
         }
     }
 
@@ -162,11 +199,29 @@ pub enum Aggregation {
     P90,
     P95,
     P99,
+    /// The one of the latest time.
+    Last,
+}
+
+macro_rules! quantile {
+    ($level:literal) => {
+        concat!("quantileDD(0.01, ", $level, ")(", sketched!(), ")")
+    };
 }
 
 impl Aggregation {
-    const ALL: [Self; 9] =
-        [Self::Avg, Self::Min, Self::Max, Self::Sum, Self::Count, Self::P50, Self::P90, Self::P95, Self::P99];
+    pub const ALL: [Self; 10] = [
+        Self::Avg,
+        Self::Min,
+        Self::Max,
+        Self::Sum,
+        Self::Count,
+        Self::P50,
+        Self::P90,
+        Self::P95,
+        Self::P99,
+        Self::Last,
+    ];
 
     /// By its name, in capitals or not; empty is [`Self::Avg`].
     pub fn named(name: &str) -> Option<Self> {
@@ -187,28 +242,42 @@ impl Aggregation {
             Self::P90 => "P90",
             Self::P95 => "P95",
             Self::P99 => "P99",
+            Self::Last => "LAST",
         }
     }
 
-    /// Over the column `value`. Quantiles are t-digests, whose memory does not grow with the rows; near the ends, where
-    /// gates look, they are nearly exact.
-    pub const fn sql(self) -> &'static str {
-        match self {
+    /// Over the column `value`; `None` where that is not enough to tell. A quantile is as near to the value of that rank
+    /// as [`SKETCHED`] says, and is the same from rows and from rollups.
+    pub const fn sql(self) -> Option<&'static str> {
+        Some(match self {
             Self::Avg => "avg(value)",
             Self::Min => "min(value)",
             Self::Max => "max(value)",
             Self::Sum => "sum(value)",
             Self::Count => "count(value)",
-            Self::P50 => "quantileTDigest(0.5)(value)",
-            Self::P90 => "quantileTDigest(0.9)(value)",
-            Self::P95 => "quantileTDigest(0.95)(value)",
-            Self::P99 => "quantileTDigest(0.99)(value)",
+            Self::P50 => quantile!("0.5"),
+            Self::P90 => quantile!("0.9"),
+            Self::P95 => quantile!("0.95"),
+            Self::P99 => quantile!("0.99"),
+            Self::Last => return None,
+        })
+    }
+
+    /// The quantile that it is, and its place in [`SKETCH`], counted from 1.
+    pub const fn quantile(self) -> Option<(f64, &'static str)> {
+        match self {
+            Self::P50 => Some((0.5, "1")),
+            Self::P90 => Some((0.9, "2")),
+            Self::P95 => Some((0.95, "3")),
+            Self::P99 => Some((0.99, "4")),
+            Self::Avg | Self::Min | Self::Max | Self::Sum | Self::Count | Self::Last => None,
         }
     }
 
-    /// Whether it says the same of a small group as of a large one, so that groups can be compared.
-    pub const fn is_independent_of_size(self) -> bool {
-        !matches!(self, Self::Sum | Self::Count)
+    /// Whether groups can be compared by it: it says the same of a small group as of a large one, and is of all that the
+    /// group reported.
+    pub const fn is_comparable(self) -> bool {
+        !matches!(self, Self::Sum | Self::Count | Self::Last)
     }
 }
 
@@ -236,6 +305,31 @@ mod tests {
         assert_eq!(Aggregation::named(""), Some(Aggregation::Avg));
         assert_eq!(Aggregation::named("p95"), Some(Aggregation::P95));
         assert_eq!(Aggregation::named("P96"), None);
+    }
+
+    #[test]
+    fn a_quantile_is_the_same_of_values_and_of_sketches() {
+        let levels: Vec<&str> = SKETCH.trim_matches(['(', ')']).split(", ").collect();
+        for (aggregation, level) in Aggregation::ALL.iter().filter_map(|one| Some((one, one.quantile()?))) {
+            let place: usize = level.1.parse().expect("a number");
+            assert_eq!(levels[place].parse(), Ok(level.0), "{}", aggregation.name());
+            let sql = aggregation.sql().expect("over values");
+            assert_eq!(sql, format!("quantileDD({}, {})({SKETCHED})", levels[0], levels[place]));
+        }
+    }
+
+    #[test]
+    fn every_gauge_is_computed_once_under_one_name() {
+        let names: Vec<_> = gauges().map(|known| known.name).collect();
+        assert!(names.contains(&"uptime_seconds") && !names.contains(&"uptime"), "{names:?}");
+        assert!(!names.contains(&"restart_count"), "counters are differences of rows: {names:?}");
+        for known in KNOWN.iter().filter(|known| known.nature == Nature::Gauge) {
+            assert!(names.contains(&known.column()), "{}", known.name);
+        }
+        assert_eq!(
+            sketched("x"),
+            "if(abs(x) < 1e-9, 0., if(abs(x) < 1, x * 0.99 / 1.01, sign(x) * least(abs(x), 1e15)))"
+        );
     }
 
     #[test]

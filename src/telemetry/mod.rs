@@ -4,6 +4,7 @@ pub mod analysis;
 pub mod clickhouse;
 pub mod journal;
 pub mod metric;
+pub mod rollup;
 pub mod row;
 pub mod schema;
 pub mod writer;

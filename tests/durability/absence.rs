@@ -34,7 +34,7 @@ const BACKLOG_AT_LEAST: f64 = (GROWTH_ALLOWED + (16 << 20)) as f64;
 
 /// Heartbeats with many processes and metrics, some 2 KB each: a large backlog from few requests.
 fn heavy_load() -> Load {
-    Load { extras: Extras { processes: 8, metrics: 64 }, ..load(RATE) }
+    Load { extras: Extras { processes: 8, metrics: 64, all_readings: false }, ..load(RATE) }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::random::Random;
-use crate::rig::{load, machine, options, Rig};
+use crate::rig::{are_forgotten, load, machine, options, segment_files, Rig};
 use crate::support::clickhouse::{self, Engine};
 use crate::support::{wait_until, Metrics, Server};
 
@@ -45,43 +45,36 @@ impl Backlog {
         rig.begin(&load(RATE));
         rig.await_acknowledged(8_000, PATIENCE);
         let acknowledged = rig.end().acked;
-        // Events may go on until the kill, which is what ends the backlog.
+        // Events and samples may go on until the kill, which is what ends the backlog.
         let is_counted = wait_until(PATIENCE, || {
             let metrics = rig.server.metrics();
-            let events = metrics.get("fleetd_events_told_total");
-            metrics.get("fleetd_journal_records_total") == acknowledged as f64 + events
+            let others = metrics.get("fleetd_events_told_total") + metrics.get("fleetd_metric_samples_total");
+            metrics.get("fleetd_journal_records_total") == acknowledged as f64 + others
         });
-        assert!(is_counted, "no heartbeat was refused, so each is a record, as is each event\n{}", rig.server.log());
+        assert!(is_counted, "no heartbeat was refused, so each is a record, as the others are\n{}", rig.server.log());
         let records = rig.server.metrics().get("fleetd_journal_records_total") as u64;
         rig.server.sigkill();
         let killed_at = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
         Self { data, records, killed_at }
     }
 
-    fn segments(of: &Path) -> Vec<PathBuf> {
-        let entries = fs::read_dir(of.join("journal")).expect("the journal's folder");
-        let mut segments: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
-        segments.retain(|path| path.extension().is_some_and(|extension| extension == "segment"));
-        segments.sort();
-        segments
-    }
-
     /// Damages a copy, starts a server on it, and waits until it has brought what there is into a database of its own.
     fn damaged(&self, engine: &Engine, name: &str, damage: impl FnOnce(&[PathBuf])) -> Delivered {
         let copy = tempfile::tempdir().expect("a folder");
         copy_into(self.data.path(), copy.path());
-        damage(&Self::segments(copy.path()));
+        damage(&segment_files(copy.path()));
+        let segments = segment_files(copy.path());
         let database = format!("damage_{name}");
         let mut server = Server::with(
             options().data_dir(copy.path()).clickhouse(engine.address()).env("FLEETD_CLICKHOUSE_DATABASE", &database),
         );
         // Read, delivered, audited and forgotten: then all damage was met.
-        let is_through = wait_until(PATIENCE, || server.metrics().get("fleetd_journal_segments") == 0.0);
-        assert!(is_through, "{name}: the journal is not drained\n{}", server.log());
+        assert!(are_forgotten(&segments), "{name}: the journal is not drained\n{}", server.log());
         let number = |sql: &str| clickhouse::number(engine.address(), &database, sql);
         let rows = format!(
             "(SELECT journal_id, seq FROM heartbeats UNION ALL SELECT journal_id, seq FROM device_events \
-             WHERE received_at <= fromUnixTimestamp64Milli({}))",
+             WHERE received_at <= fromUnixTimestamp64Milli({0}) UNION ALL SELECT DISTINCT journal_id, seq \
+             FROM server_metrics WHERE received_at <= fromUnixTimestamp64Milli({0}))",
             self.killed_at
         );
         let records = number(&format!("SELECT count() FROM {rows}"));

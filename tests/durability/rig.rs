@@ -1,5 +1,7 @@
 //! What the tests of this folder share: a server under load from a fleet that remembers what was acknowledged.
+use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +41,7 @@ pub fn load(rate: f64) -> Load {
         rate: Some(rate),
         timeout: Duration::from_secs(10),
         keep_ledger: true,
-        extras: Extras { processes: PROCESSES, metrics: 2 },
+        extras: Extras { processes: PROCESSES, metrics: 2, all_readings: false },
         ..Load::default()
     }
 }
@@ -199,6 +201,20 @@ impl Rig {
         });
         assert!(is_trimmed, "{story}: the journal keeps {segments} segments\n{}", self.server.log());
     }
+}
+
+/// The files of a journal's segments, the oldest first.
+pub fn segment_files(data_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data_dir.join("journal")).expect("the journal's folder");
+    let mut segments: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|extension| extension == "segment"));
+    segments.sort();
+    segments
+}
+
+/// Waits until the journal has forgotten these segments; what the server adds of its own stays. Whether it did in time.
+pub fn are_forgotten(segments: &[PathBuf]) -> bool {
+    wait_until(CATCH_UP, || !segments.iter().any(|segment| segment.exists()))
 }
 
 pub fn target(address: SocketAddr) -> Target {

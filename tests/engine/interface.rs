@@ -75,6 +75,60 @@ async fn every_format_is_one_document_however_many_pieces_it_came_in() {
     assert_eq!(engine.post("/", totals).await.text(), expected);
 }
 
+/// What Go's client reads, and with it Grafana's plugin: they name a revision, and read heads of blocks and columns.
+#[tokio::test]
+async fn native_has_the_heads_of_the_revision_that_a_client_names() {
+    let engine = start().await;
+    let revised = "/?default_format=Native&client_protocol_version=54460";
+    let small = engine.post(revised, "SELECT 7 AS n, 'ab' AS s").await;
+    let expected = b"\x01\0\x02\xff\xff\xff\xff\0\x02\x01\x01n\x05UInt8\0\x07\x01s\x06String\0\x02ab";
+    assert_eq!(&small.body[..], expected);
+
+    // Columns of every kind of layout: the end of each is found, since 1,000 rows grow by the heads alone.
+    let columns = [
+        "number",
+        "toString(number)",
+        "toNullable(number % 3 = 0 ? NULL : number)",
+        "toLowCardinality(toString(number % 9))",
+        "CAST(number % 2 ? NULL : 'x', 'LowCardinality(Nullable(String))')",
+        "range(number % 5)",
+        "arrayMap(n -> toLowCardinality(toString(n)), range(number % 5))",
+        "map('a', toFloat64(number), 'b', 1)",
+        "CAST(map(toString(number), number), 'Map(LowCardinality(String), Float64)')",
+        "(number, 'x', [toNullable('y')])",
+        "CAST((1, 'x'), 'Tuple(`a b` UInt8, c LowCardinality(String))')",
+        "toDate('2026-01-01')",
+        "toDateTime64('2026-01-01 00:00:00', 3, 'UTC')",
+        "toDecimal64(1.5, 3)",
+        "toUUID('00000000-0000-0000-0000-000000000001')",
+        "toIPv6('::1')",
+        "CAST('b', 'Enum8(\\'a, (\\' = 1, \\'b\\' = 2)')",
+        "toFixedString('abc', 5)",
+        "INTERVAL 1 DAY",
+        "NULL",
+        "[]",
+        "tuple()",
+    ];
+    for column in columns {
+        for rows in [0, 1_000] {
+            let statement = format!("SELECT {column} AS c, 'after' AS d FROM numbers({rows})");
+            let plain = engine.post("/?default_format=Native", statement.clone()).await;
+            assert_eq!(plain.status, 200, "{column}: {}", plain.text());
+            let reply = engine.post(revised, statement).await;
+            assert_eq!(reply.status, 200, "{column}: {}", reply.text());
+            let heads = if plain.body.is_empty() { 0 } else { 8 + 2 };
+            assert_eq!(reply.body.len(), plain.body.len() + heads, "{column} of {rows} rows");
+        }
+    }
+
+    let refused = engine.post(revised, "SELECT sumState(number) AS total FROM numbers(3)").await;
+    assert_eq!(refused.header("x-clickhouse-exception-code"), "48", "{}", refused.text());
+    assert!(refused.text().contains("The column total has the type AggregateFunction"), "{}", refused.text());
+    assert_eq!(engine.post("/?client_protocol_version=54460", "SELECT 1").await.text(), "1\n", "only Native has heads");
+    let lines = engine.post("/?default_format=Native&client_protocol_version=x", "SELECT 1").await;
+    assert_eq!(lines.header("x-clickhouse-exception-code"), "36", "{}", lines.text());
+}
+
 #[tokio::test]
 async fn headers_say_what_clickhouses_say() {
     let engine = start().await;

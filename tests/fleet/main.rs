@@ -8,6 +8,7 @@ mod cut_off;
 mod edit;
 mod listing;
 mod presence;
+mod rows;
 mod stream;
 
 use std::time::{Duration, Instant};
@@ -48,7 +49,7 @@ const AT_ONCE: Duration = Duration::from_millis(10);
 /// As [`refused`], for a message that the server must not take long to refuse. The quickest of some tries counts, since
 /// tests share their machine.
 fn refused_at_once(server: &Server, rpc: &str, message: &Value) -> (String, String) {
-    const TRIES: usize = 20;
+    const TRIES: usize = 100;
     let text = message.to_string();
     let mut quickest = Duration::MAX;
     for _ in 0..TRIES {

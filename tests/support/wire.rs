@@ -112,11 +112,22 @@ pub struct Http1 {
 
 impl Http1 {
     pub fn open(to: SocketAddr) -> Self {
-        let stream = TcpStream::connect(to).expect("the server accepts");
-        stream.set_read_timeout(Some(ANSWER_WITHIN)).expect("a read time-out");
-        stream.set_write_timeout(Some(ANSWER_WITHIN)).expect("a write time-out");
-        stream.set_nodelay(true).expect("no delay");
-        Self { stream, ahead: Vec::new() }
+        Self::try_open(to).expect("the server accepts")
+    }
+
+    /// As [`Self::open`], of a server that may be away.
+    pub fn try_open(to: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(to)?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, ahead: Vec::new() })
+    }
+
+    /// As [`Self::ask`], of a server that may go away.
+    pub fn try_ask(&mut self, ask: &Ask) -> io::Result<Reply> {
+        self.send(&ask.on_http1());
+        self.reply()
     }
 
     /// Writes all of it. A server that has answered already may have closed; then what it said is what counts.

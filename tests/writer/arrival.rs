@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use fleetd::telemetry::clickhouse::ClickHouse;
-use fleetd::telemetry::row::{encode_heartbeat, DeviceEvent, Table, UnixMillis};
+use fleetd::telemetry::row::{append_section, encode_heartbeat, DeviceEvent, KnownDevice, Sections, Table, UnixMillis};
 use fleetd_proto::v1::{device_status, DeviceStatus, HeartbeatRequest, ProcessInfo, SystemStats};
 
 use crate::fixture::{config, eventually, shared_engine, Fixture, Random, SOON};
@@ -52,7 +52,7 @@ async fn hostile_and_missing_values_are_stored_as_documented() {
     };
     for (device, heartbeat) in [("hostile", &hostile), ("silent", &HeartbeatRequest::default())] {
         let mut record = Vec::new();
-        encode_heartbeat(device, heartbeat, received_at, &mut record).expect("valid");
+        encode_heartbeat(device, &KnownDevice::default(), heartbeat, received_at, &mut record).expect("valid");
         fixture.append_raw(&record).await;
     }
     let mut record = Vec::new();
@@ -86,6 +86,33 @@ async fn hostile_and_missing_values_are_stored_as_documented() {
     let event = "SELECT toString((kind, from_state, to_state, detail = concat('it''s ', char(0), ' 🦀'))) AS text \
         FROM device_events";
     assert_eq!(texts(&fixture, event).await, ["('status_change','ONLINE','LATE',1)"]);
+    writer.shutdown(SOON).await.expect("stops");
+}
+
+/// A journal outlives the program that wrote it: rows of before `device_type` was a column end without it.
+#[tokio::test]
+async fn rows_that_an_earlier_version_wrote_arrive_with_the_defaults_of_later_columns() {
+    let mut fixture = Fixture::new().await;
+    let mut record = Vec::new();
+    for device_type in ["camera", "", "camera"] {
+        let known = KnownDevice { device_type, version: "1.2.3", ..KnownDevice::default() };
+        record.clear();
+        encode_heartbeat("rpi-001", &known, &HeartbeatRequest::default(), UnixMillis::now(), &mut record)
+            .expect("valid");
+        if device_type.is_empty() {
+            let section = Sections::of(&record).next().expect("a row").expect("well formed");
+            let earlier = section.row.strip_suffix(&[0]).expect("an empty type").to_vec();
+            record.clear();
+            append_section(&mut record, Table::Heartbeats, |row| row.extend_from_slice(&earlier));
+        }
+        fixture.append_raw(&record).await;
+    }
+    let writer = fixture.start_writer();
+    writer.audit(fixture.last_seq, SOON).await.expect("audited");
+    let types = "SELECT concat(device_type, ' ', version) AS text FROM heartbeats ORDER BY seq";
+    assert_eq!(texts(&fixture, types).await, ["camera 1.2.3", " 1.2.3", "camera 1.2.3"]);
+    let status = writer.status();
+    assert_eq!((status.rows_set_aside, status.rows_repaired, status.rows_doubled), (0, 0, 0));
     writer.shutdown(SOON).await.expect("stops");
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fleetd::engine::{EngineOptions, EngineProcess};
 use fleetd::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use fleetd::telemetry::journal::{Journal, JournalOptions, Seq, MIN_SEGMENT_BYTES};
-use fleetd::telemetry::row::{encode_heartbeat, Table, UnixMillis};
+use fleetd::telemetry::row::{encode_heartbeat, KnownDevice, Table, UnixMillis};
 use fleetd::telemetry::schema::{migrate, Retention};
 use fleetd::telemetry::writer::{self, WriterHandle, WriterOptions};
 use fleetd_proto::v1::{HeartbeatRequest, ProcessInfo, SystemStats};
@@ -131,7 +131,8 @@ impl Fixture {
             let n = self.heartbeats;
             let processes = if n.is_multiple_of(5) { n % 3 } else { 0 };
             record.clear();
-            encode_heartbeat(&format!("device-{}", n % 97), &heartbeat(n, processes), UnixMillis::now(), &mut record)
+            let (id, heartbeat) = (format!("device-{}", n % 97), heartbeat(n, processes));
+            encode_heartbeat(&id, &KnownDevice::default(), &heartbeat, UnixMillis::now(), &mut record)
                 .expect("a valid heartbeat");
             ticket = Some(self.journal.append(&record).expect("taken"));
             self.heartbeats += 1;

@@ -1,5 +1,7 @@
 //! Blocks of columns hold what the rows hold: the same rows, sent as RowBinary and as a block, compare equal.
-use fleetd::telemetry::row::{encode_heartbeat, native, DeploymentEvent, DeviceEvent, Sections, Table, UnixMillis};
+use fleetd::telemetry::row::{
+    encode_heartbeat, native, DeploymentEvent, DeviceEvent, KnownDevice, Sections, ServerMetric, Table, UnixMillis,
+};
 use fleetd_proto::v1::{DeviceStatus, HeartbeatRequest, ProcessInfo, SystemStats};
 
 use crate::fixture::{Fixture, Random, Stored};
@@ -52,7 +54,9 @@ fn records(seed: u64) -> Vec<Vec<u8>> {
     let at = UnixMillis::now();
     let record = |random: &mut Random| {
         let mut record = Vec::new();
-        encode_heartbeat("rpi-001", &heartbeat(random), at, &mut record).expect("valid");
+        let device_type = text(random);
+        let known = KnownDevice { device_type: &device_type, ..KnownDevice::default() };
+        encode_heartbeat("rpi-001", &known, &heartbeat(random), at, &mut record).expect("valid");
         let (kind, detail) = (text(random), text(random));
         let event = DeviceEvent {
             received_at: at,
@@ -78,6 +82,8 @@ fn records(seed: u64) -> Vec<Vec<u8>> {
             detail: &detail,
         }
         .encode(&mut record);
+        let value = random.below(1 << 40) as f64 / 7.0;
+        ServerMetric { received_at: at, name: &detail, timestamp: at, value }.encode(&mut record);
         record
     };
     (0..200).map(|_| record(random)).collect()
@@ -132,7 +138,8 @@ async fn a_block_stores_what_its_rows_store() {
 async fn a_block_in_which_no_row_has_a_metric_is_taken() {
     let fixture = Fixture::new().await;
     let mut record = Vec::new();
-    encode_heartbeat("a", &HeartbeatRequest::default(), UnixMillis::now(), &mut record).expect("valid");
+    encode_heartbeat("a", &KnownDevice::default(), &HeartbeatRequest::default(), UnixMillis::now(), &mut record)
+        .expect("valid");
     let section = Sections::of(&record).next().expect("a row").expect("well formed");
     same_both_ways(&fixture, Table::Heartbeats, &vec![[&[0; 26], section.row].concat(); 3]).await;
 }

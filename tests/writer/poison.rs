@@ -1,5 +1,5 @@
 //! Rows that ClickHouse will not have stop nobody and are not lost.
-use fleetd::telemetry::row::{append_section, binary, encode_heartbeat, Table, UnixMillis};
+use fleetd::telemetry::row::{append_section, binary, encode_heartbeat, KnownDevice, Table, UnixMillis};
 use fleetd_proto::v1::HeartbeatRequest;
 
 use crate::fixture::{Fixture, Stored, SOON};
@@ -26,7 +26,8 @@ async fn rows_that_clickhouse_refuses_are_set_aside_and_all_others_land() {
     let mut fixture = Fixture::new().await;
     fixture.execute("ALTER TABLE heartbeats ADD CONSTRAINT mood CHECK device_id != 'refused'").await;
     let mut refused = Vec::new();
-    encode_heartbeat("refused", &HeartbeatRequest::default(), UnixMillis::now(), &mut refused).expect("valid");
+    encode_heartbeat("refused", &KnownDevice::default(), &HeartbeatRequest::default(), UnixMillis::now(), &mut refused)
+        .expect("valid");
     for count in [0, 1, 500, 2_000] {
         fixture.append(count).await;
         fixture.append_raw(&refused).await;

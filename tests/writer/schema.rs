@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use fleetd::telemetry::clickhouse::ClickHouse;
-use fleetd::telemetry::schema::{migrate, Retention, MIGRATIONS};
+use fleetd::telemetry::schema::{migrate, Migration, Retention, MIGRATIONS};
 
 use crate::fixture::{config, database_name, shared_engine};
 
@@ -34,7 +34,7 @@ async fn migrating_twice_changes_nothing_the_second_time() {
     let clickhouse = fresh().await;
     migrate(&clickhouse, &Retention::default()).await.expect("migrates");
     let first = (texts(&clickhouse, TABLES).await, texts(&clickhouse, RECORDED).await);
-    assert_eq!(first.0.len(), 5, "{:?}", first.0);
+    assert_eq!(first.0.len(), 12, "{:?}", first.0);
     migrate(&clickhouse, &Retention::default()).await.expect("migrates again");
     assert_eq!((texts(&clickhouse, TABLES).await, texts(&clickhouse, RECORDED).await), first);
 }
@@ -44,7 +44,7 @@ async fn a_migration_that_was_cut_short_is_finished_by_the_next_start() {
     let whole = fresh().await;
     migrate(&whole, &Retention::default()).await.expect("migrates");
     let expected: Vec<_> = texts(&whole, TABLES).await;
-    let statements = MIGRATIONS[0].statements();
+    let statements: Vec<_> = MIGRATIONS.iter().flat_map(Migration::statements).collect();
     for done in 0..=statements.len() {
         let clickhouse = fresh().await;
         clickhouse.create_database().await.expect("created");
@@ -84,12 +84,14 @@ async fn an_altered_migration_is_refused_by_name() {
 async fn retention_is_altered_when_it_differs_and_only_then() {
     let clickhouse = fresh().await;
     let ttl = "SELECT extract(engine_full, 'TTL (.*?) SETTINGS') AS text FROM system.tables \
-        WHERE database = {database:String} AND name = 'heartbeats'";
+        WHERE database = {database:String} AND name IN ('heartbeats', 'rollup_1m') ORDER BY name";
     let changed = "SELECT toString(metadata_modification_time) AS text FROM system.tables \
-        WHERE database = {database:String} AND name = 'heartbeats'";
-    let with = |heartbeats| Retention { heartbeats, ..Retention::default() };
+        WHERE database = {database:String} ORDER BY name";
+    let with = |kept| Retention { heartbeats: kept, rollup_1m: kept, ..Retention::default() };
+    let expected =
+        |seconds: u32| ["toDateTime(received_at)", "time"].map(|at| format!("{at} + toIntervalSecond({seconds})"));
     migrate(&clickhouse, &with(Some(Duration::from_secs(3600)))).await.expect("migrates");
-    assert_eq!(texts(&clickhouse, ttl).await, ["toDateTime(received_at) + toIntervalSecond(3600)"]);
+    assert_eq!(texts(&clickhouse, ttl).await, expected(3600));
 
     let before = texts(&clickhouse, changed).await;
     // The time has a resolution of a second: an ALTER now would show.
@@ -98,8 +100,8 @@ async fn retention_is_altered_when_it_differs_and_only_then() {
     assert_eq!(texts(&clickhouse, changed).await, before);
 
     migrate(&clickhouse, &with(Some(Duration::from_secs(7200)))).await.expect("migrates");
-    assert_eq!(texts(&clickhouse, ttl).await, ["toDateTime(received_at) + toIntervalSecond(7200)"]);
+    assert_eq!(texts(&clickhouse, ttl).await, expected(7200));
     migrate(&clickhouse, &with(None)).await.expect("migrates");
-    assert_eq!(texts(&clickhouse, ttl).await, [""]);
+    assert_eq!(texts(&clickhouse, ttl).await, ["", ""]);
     migrate(&clickhouse, &with(None)).await.expect("migrates");
 }

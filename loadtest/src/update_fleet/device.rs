@@ -8,7 +8,8 @@ use fleetd_proto::v1::{
 use http::header::{HeaderValue, RETRY_AFTER};
 
 use super::{lock, Shared};
-use crate::device::{Device, Extras};
+use crate::device::Device;
+use crate::drift::Extras;
 use crate::slot::unix_ms;
 use crate::updater::{Fetch, Updater};
 use crate::wire::{self, CallError, Protocol};

@@ -306,7 +306,7 @@ fn share(ids: &[String], of: f64, salt: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|index| {
         let seed = hash(&ids[*index]) ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (crate::device::Random::new(seed).next(), *index)
+        (crate::random::Random::new(seed).next(), *index)
     });
     order.truncate(count);
     order.sort_unstable();

@@ -10,7 +10,7 @@ use fleetd_proto::v1::{HeartbeatRequest, HeartbeatResponse};
 
 use super::device::{Answer, Speech, Turn};
 use super::{download, Shared};
-use crate::device::Random;
+use crate::random::Random;
 use crate::transport::{self, SendError, Sender};
 use crate::wire::{self, CallError, CallTemplate, Protocol};
 

@@ -2,7 +2,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::device::Random;
+use crate::random::Random;
 
 /// How one device behaves. Probabilities are 0 to 1, and each is of the attempts that come so far: a device that
 /// rejects an offer does not fail its download too. What is drawn depends on the device, the deployment and the attempt

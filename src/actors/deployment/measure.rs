@@ -5,8 +5,9 @@ use actix::prelude::*;
 
 use super::coordinator::DeploymentCoordinator;
 use crate::clock::UnixMillis;
+use crate::ids::DeviceId;
 use crate::rollout::{DeviceState, Event, Place, WaveState};
-use crate::telemetry::analysis::{self, Sampled};
+use crate::telemetry::analysis;
 use crate::telemetry::clickhouse::ClickHouseError;
 
 /// Devices that a gate looks at on either side. The error of an average over so many is a fiftieth of the spread among
@@ -66,12 +67,12 @@ impl DeploymentCoordinator {
         }));
     }
 
-    fn updated_devices(&self, wave: usize) -> Vec<Sampled> {
+    fn updated_devices(&self, wave: usize) -> Vec<DeviceId> {
         self.sample(|state, at| at == wave && state == DeviceState::Succeeded)
     }
 
     /// Devices whose turn has not come, of the last wave first of all: that is where the held-back ones are.
-    fn held_back_devices(&self, wave: usize) -> Vec<Sampled> {
+    fn held_back_devices(&self, wave: usize) -> Vec<DeviceId> {
         let last = self.rollout.waves().len().saturating_sub(1);
         if last == wave {
             return Vec::new();
@@ -80,7 +81,7 @@ impl DeploymentCoordinator {
     }
 
     /// Up to [`MAX_MEASURED`] devices, spread evenly over those that fit.
-    fn sample(&self, fits: impl Fn(DeviceState, usize) -> bool) -> Vec<Sampled> {
+    fn sample(&self, fits: impl Fn(DeviceState, usize) -> bool) -> Vec<DeviceId> {
         let places: Vec<Place> = (0..self.seats.len() as Place)
             .filter(|place| {
                 let record = self.rollout.record(*place);
@@ -88,11 +89,6 @@ impl DeploymentCoordinator {
             })
             .collect();
         let step = places.len().div_ceil(MAX_MEASURED).max(1);
-        let sampled = |place: &Place| {
-            let seat = &self.seats[*place as usize];
-            let capacity = seat.device().map(|entry| self.shared.directory.fleet().capacity(entry)).unwrap_or_default();
-            Sampled { id: seat.device_id.clone(), memory_mb: capacity.memory_mb, disk_gb: capacity.disk_gb }
-        };
-        places.iter().step_by(step).map(sampled).collect()
+        places.iter().step_by(step).map(|place| self.seats[*place as usize].device_id.clone()).collect()
     }
 }

@@ -1,4 +1,5 @@
 //! The index against a plain model of a fleet, with and without writers beside the reader.
+mod checkup;
 mod model;
 mod oracle;
 mod pages;

@@ -9,7 +9,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::fleet::queries::Run;
 use crate::fleet::{FleetIndex, FleetQueries, QueryFailure};
 use crate::ids::DeviceId;
-use crate::query::{Filter, OrderBy};
+use crate::query::{Field, Filter, OrderBy};
 use crate::store::Device;
 
 fn fleet(devices: usize) -> FleetIndex {
@@ -49,6 +49,21 @@ async fn a_selection_is_bounded_and_counts_what_it_leaves_out() {
     assert!(selection.devices.iter().all(|device| device.id.as_str().ends_with('3')));
     assert_eq!(queries.count(filter("labels.ring:3,4")).await.expect("an answer"), 500);
     assert_eq!(queries.stats().answered, 2);
+}
+
+#[actix_rt::test]
+async fn devices_are_told_apart_by_their_labels_whatever_chunk_they_are_in() {
+    let queries = FleetQueries::start(fleet(2_500)).expect("threads");
+    let fields = ["labels.ring", "type", "labels.nobody_has_this"].map(|name| Field::named(name).expect("a field"));
+    let members = queries.members(filter("NOT labels.ring:3"), fields.to_vec()).await.expect("an answer");
+    assert_eq!((members.devices.len(), members.group_of.len(), members.groups.len()), (2_250, 2_250, 9));
+    for (device, group) in members.devices.iter().zip(&members.group_of) {
+        let ring = device.id.as_str().chars().last().expect("a digit").to_string();
+        let group: Vec<&str> = members.groups[*group as usize].iter().map(AsRef::as_ref).collect();
+        assert_eq!(group, [ring.as_str(), "sensor", ""]);
+    }
+    let together = queries.members(filter("labels.ring:3"), vec![]).await.expect("an answer");
+    assert_eq!((together.devices.len(), together.groups.len()), (250, 1));
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use fleetd_proto::v1::device_status::State;
 use fleetd_proto::v1::{SystemInfo, SystemStats};
+use prost::Message as _;
 
 use super::model::{Model, Report};
 use super::{page, put, walk, INTERVAL};
+use crate::actors::entry::DeviceEntry;
 use crate::auth::KeyHash;
 use crate::clock::UnixMillis;
 use crate::fleet::FleetIndex;
@@ -14,7 +16,7 @@ use crate::ids::DeviceId;
 use crate::query::Filter;
 use crate::store::Device;
 
-fn device(id: &str) -> Model {
+pub(super) fn device(id: &str) -> Model {
     let record = Device {
         id: DeviceId::parse(id).expect("a valid id"),
         name: id.into(),
@@ -145,4 +147,27 @@ fn a_value_that_is_longer_than_a_page_token_may_be_is_found_by_its_beginning() {
     assert_eq!(first.places.len(), 1);
     assert!(format!("{:?}", first.places[0].values).len() < 1_100);
     assert_eq!(walk(&index, "", "system_info.hostname", 1).0, ["a", "b"]);
+}
+
+#[test]
+fn what_is_known_of_a_device_is_its_record_and_the_version_that_it_reported() {
+    let index = FleetIndex::new(INTERVAL);
+    let mut model = device("cam");
+    model.record.system_info =
+        SystemInfo { memory_mb: 2_048, disk_gb: f64::NAN, ..SystemInfo::default() }.encode_to_vec().into();
+    let entry = put(&index, &model);
+    let known = |entry: &DeviceEntry| {
+        entry.row().expect("had a row").with_known(entry, |known| {
+            (known.device_type.to_owned(), known.version.to_owned(), known.memory_mb, known.disk_gb)
+        })
+    };
+    assert_eq!(known(&entry), ("sensor".into(), "1.0".into(), 2_048, 0.0));
+    entry.update_live(|live| live.version = Some("2.0".into()));
+    let edited = Device { device_type: String::new(), revision: 2, ..model.record };
+    entry.describe(&edited);
+    assert_eq!(known(&entry), (String::new(), "2.0".into(), 2_048, 0.0));
+    entry.forget();
+    index.remove(&entry);
+    put(&index, &device("next"));
+    assert_eq!(known(&entry), (String::new(), String::new(), 0, 0.0), "its row may be another's by now");
 }

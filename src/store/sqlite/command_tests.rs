@@ -10,7 +10,9 @@ use tempfile::TempDir;
 use super::tests::{device, id, new_store, open_in};
 use super::*;
 use crate::commands::{MAX_DELIVERED, MAX_PENDING};
-use crate::store::{CommandQuery, CommandStore, DeviceStore, Exchange, NewCommand, Report, UnixMillis};
+use crate::store::{
+    CommandFailures, CommandQuery, CommandStore, DeviceStore, Exchange, NewCommand, Report, UnixMillis,
+};
 
 const START: UnixMillis = UnixMillis::from_unix_seconds(1_700_000_000);
 
@@ -291,4 +293,28 @@ async fn follow(steps: Vec<Step>) -> Result<(), TestCaseError> {
     }
     prop_assert_eq!(states(&store).await.len(), seen.len(), "a command is lost, or was never taken");
     Ok(())
+}
+
+#[tokio::test]
+async fn commands_that_failed_or_expired_are_counted_by_device_since_a_moment() {
+    let (_dir, store) = new_store();
+    for name in ["a", "b"] {
+        store.register(device(name)).await.unwrap();
+    }
+    for (name, now) in [("old", 0), ("failed", 100), ("done", 101), ("expired", 102)] {
+        store.send_command(command(name, at(now), 50), vec![id("a"), id("b")]).await.unwrap();
+        let state = match name {
+            "old" | "failed" => State::Failed,
+            "done" => State::Succeeded,
+            _ => continue,
+        };
+        store.exchange_commands(&id("a"), vec![], at(now + 1)).await.unwrap();
+        store.exchange_commands(&id("a"), vec![report(name, state)], at(now + 2)).await.unwrap();
+    }
+    store.sweep_commands(at(1_000)).await.unwrap();
+    let of = |since| store.command_failures(vec![id("b"), id("gone"), id("a")], at(since));
+    let failures = |failed, expired| CommandFailures { failed, expired };
+    assert_eq!(of(50).await.unwrap(), [failures(0, 4), failures(0, 0), failures(1, 1)]);
+    assert_eq!(of(0).await.unwrap()[2], failures(2, 1));
+    assert_eq!(of(2_000).await.unwrap(), [CommandFailures::default(); 3]);
 }

@@ -10,12 +10,12 @@ use super::devices::{not_as_written, unsigned};
 use super::error::classify;
 use super::job::JobError;
 use super::{connection, SqliteStore};
-use crate::commands::{self, Event, Pending, MAX_PENDING, REQUEST_ID_LIFE, RETENTION};
+use crate::commands::{self, Event, Pending, MAX_PENDING, REMEMBERED, REQUEST_ID_LIFE, RETENTION};
 use crate::ids::DeviceId;
 use crate::store::device::encode_map;
 use crate::store::{
-    Answer, Canceled, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery, Exchange,
-    MapText, NewCommand, Report, Sent, StoreError, StoreFuture, Swept, UnixMillis,
+    Answer, Canceled, CommandFailures, CommandPage, CommandPlace, CommandQuery, CommandRecord, CommandStore, Delivery,
+    Exchange, MapText, NewCommand, Report, Sent, StoreError, StoreFuture, Swept, UnixMillis,
 };
 
 /// Targets that one transaction takes on; at some 10 µs each they hold the writer for 20 ms.
@@ -134,6 +134,10 @@ impl CommandStore for SqliteStore {
 
     fn sweep_commands(&self, now: UnixMillis) -> StoreFuture<Swept> {
         self.write("sweep commands", WRITE_OVERHEAD, move |connection| sweep(connection, now))
+    }
+
+    fn command_failures(&self, devices: Vec<DeviceId>, since: UnixMillis) -> StoreFuture<Vec<CommandFailures>> {
+        self.read("count commands that failed", move |connection| failures(connection, &devices, since))
     }
 
     fn for_each_commanded_device(&self, each: &mut dyn FnMut(&str)) -> Result<(), StoreError> {
@@ -390,6 +394,24 @@ fn list(connection: &Connection, query: &CommandQuery) -> Result<CommandPage, Jo
         })?
         .collect::<Result<_, _>>()?;
     Ok(CommandPage { records, total })
+}
+
+fn failures(
+    connection: &Connection,
+    devices: &[DeviceId],
+    since: UnixMillis,
+) -> Result<Vec<CommandFailures>, JobError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT count(*) FILTER (WHERE state = 5), count(*) FILTER (WHERE state = 6) FROM \
+         (SELECT state, finished_at FROM command_targets WHERE device_pk = (SELECT pk FROM devices WHERE id = ?1) \
+          ORDER BY command_pk DESC LIMIT ?3) WHERE finished_at >= ?2",
+    )?;
+    let of = |device: &DeviceId| {
+        statement.query_row(params![device.as_str(), since.as_millis(), REMEMBERED as i64], |row| {
+            Ok(CommandFailures { failed: row.get(0)?, expired: row.get(1)? })
+        })
+    };
+    Ok(devices.iter().map(of).collect::<Result<_, _>>()?)
 }
 
 /// Cancels up to [`CHUNK`] targets; returns how many, and how many are not QUEUED (those canceled before included).

@@ -27,7 +27,7 @@ macro_rules! select_devices {
     ($rest:literal) => {
         concat!(
             "SELECT id, key_hash, revision, maintenance, registered_at, last_seen, name, type, version, metadata, \
-             labels, system_info, heartbeat_interval_ms, is_offline FROM devices ",
+             labels, system_info, heartbeat_interval_ms, is_offline, is_late FROM devices ",
             $rest
         )
     };
@@ -244,10 +244,10 @@ fn insert_all(connection: &Connection, devices: &[NewDevice]) -> Result<Vec<Resu
 
 fn touch_all(connection: &Connection, seen: &[LastSeen]) -> Result<(), JobError> {
     let mut statement = connection.prepare_cached(
-        "UPDATE devices SET last_seen = max(?2, coalesce(last_seen, ?2)), is_offline = ?3 WHERE id = ?1",
+        "UPDATE devices SET last_seen = max(?2, coalesce(last_seen, ?2)), is_late = ?3, is_offline = ?4 WHERE id = ?1",
     )?;
-    for LastSeen { device, at, is_offline } in seen {
-        statement.execute(params![device.as_str(), at.as_millis(), is_offline])?;
+    for LastSeen { device, at, is_late, is_offline } in seen {
+        statement.execute(params![device.as_str(), at.as_millis(), is_late, is_offline])?;
     }
     Ok(())
 }
@@ -292,6 +292,7 @@ fn read_row<'a>(row: &'a Row<'_>) -> rusqlite::Result<DeviceRow<'a>> {
         system_info: row.get_ref(11)?.as_blob()?,
         heartbeat_interval: row.get::<_, Option<u32>>(12)?.map(|millis| Duration::from_millis(millis.into())),
         is_offline: row.get(13)?,
+        is_late: row.get(14)?,
     })
 }
 

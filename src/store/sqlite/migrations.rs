@@ -18,6 +18,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_offline.sql"),
     include_str!("migrations/0005_updates.sql"),
     include_str!("migrations/0006_binaries.sql"),
+    include_str!("migrations/0007_exports.sql"),
+    include_str!("migrations/0008_late.sql"),
 ];
 
 /// "fltd" in ASCII, the `application_id` by which `file` and the next start know the database.

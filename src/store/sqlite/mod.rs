@@ -18,6 +18,7 @@ mod deployment_tests;
 mod deployments;
 mod devices;
 mod error;
+mod exports;
 mod job;
 mod migrations;
 mod settings;

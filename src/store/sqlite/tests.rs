@@ -189,8 +189,12 @@ async fn a_list_is_ordered_by_the_bytes_of_ids_and_pages_without_gaps() {
 async fn last_seen_moves_forward_only_and_leaves_the_revision_alone() {
     let (_dir, store) = new_store();
     store.register_many(vec![device("a"), device("b")]).await;
-    let seen =
-        |name: &str, at| LastSeen { device: id(name), at: UnixMillis::from_millis_clamped(at), is_offline: false };
+    let seen = |name: &str, at| LastSeen {
+        device: id(name),
+        at: UnixMillis::from_millis_clamped(at),
+        is_late: false,
+        is_offline: false,
+    };
     store.touch(vec![seen("a", 100), seen("gone", 100)]).await.unwrap();
     store.touch(vec![seen("a", 50), seen("b", 7)]).await.unwrap();
     let a = store.device(&id("a")).await.unwrap().unwrap();

@@ -1,8 +1,12 @@
 //! The handle on ClickHouse: where it is, how long to wait for it, and what its failures mean for the caller.
 //!
-//! Everything goes over HTTP through the `clickhouse` crate, whether the server is the embedded engine or a cluster.
+//! Everything goes over HTTP, nearly all through the `clickhouse` crate (`stream.rs` says what does not), whether the server
+//! is the embedded engine or a cluster.
 //! Values in a query are always bound parameters; table and column names come from [`Table`](super::row::Table).
+pub mod cluster;
 mod error;
+mod id_list;
+mod stream;
 
 use std::time::Duration;
 
@@ -12,7 +16,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
 
+pub use cluster::Cluster;
 pub use error::{ClickHouseError, ErrorClass};
+pub use id_list::IdList;
+pub use stream::{ByteStream, StreamError};
+
+use stream::Door;
 
 /// A connection attempt that takes longer than this on a network that works is a dead host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,6 +36,8 @@ pub struct ClickHouseConfig {
     /// `http://host:port`.
     pub url: String,
     pub database: String,
+    /// `None`: a single server.
+    pub cluster: Option<Cluster>,
     pub user: Option<String>,
     pub password: Option<String>,
     /// For one query, its result included.
@@ -43,6 +54,7 @@ impl ClickHouseConfig {
         Self {
             url: url.into(),
             database: Self::DEFAULT_DATABASE.into(),
+            cluster: None,
             user: None,
             password: None,
             query_timeout: Duration::from_secs(30),
@@ -57,6 +69,7 @@ impl std::fmt::Debug for ClickHouseConfig {
         f.debug_struct("ClickHouseConfig")
             .field("url", &self.url.rsplit_once('@').map_or(self.url.as_str(), |(_, host)| host))
             .field("database", &self.database)
+            .field("cluster", &self.cluster)
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "…"))
             .field("query_timeout", &self.query_timeout)
@@ -69,7 +82,9 @@ impl std::fmt::Debug for ClickHouseConfig {
 #[derive(Clone, Debug)]
 pub struct ClickHouse {
     client: clickhouse::Client,
+    door: Door,
     database: String,
+    cluster: Option<Cluster>,
     query_timeout: Duration,
     insert_timeout: Duration,
 }
@@ -80,6 +95,12 @@ impl ClickHouse {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
+        let door = Door {
+            http: HyperClient::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector.clone()),
+            url: config.url.clone(),
+            user: config.user.clone(),
+            password: config.password.clone(),
+        };
         let http = HyperClient::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector);
         let mut client = clickhouse::Client::with_http_client(http)
             .with_url(&config.url)
@@ -93,22 +114,43 @@ impl ClickHouse {
         if let Some(password) = &config.password {
             client = client.with_password(password);
         }
+        if config.cluster.is_some() {
+            client = cluster::SETTINGS.iter().fold(client, |client, (name, value)| client.with_setting(*name, *value));
+        }
         Self {
             client,
+            door,
             database: config.database.clone(),
+            cluster: config.cluster.clone(),
             query_timeout: config.query_timeout,
             insert_timeout: config.insert_timeout,
         }
+    }
+
+    /// The same, with more or less patience for queries.
+    #[must_use]
+    pub fn with_query_timeout(self, query_timeout: Duration) -> Self {
+        Self { query_timeout, ..self }
     }
 
     pub fn database(&self) -> &str {
         &self.database
     }
 
+    /// The cluster that the tables are spread over, if they are.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
     /// A query on this database, sent as it is; bind its values with [`Query::param`], run it with [`Self::rows`] or
     /// [`Self::execute`], which add the time-out.
     pub fn query(&self, sql: &str) -> Query {
         self.client.query_raw(sql)
+    }
+
+    /// As [`Self::query`], when this database may not be there yet.
+    pub fn query_outside(&self, sql: &str) -> Query {
+        self.client.clone().with_database("default").query_raw(sql)
     }
 
     /// Runs a query and collects its rows, which must be few.
@@ -130,10 +172,27 @@ impl ClickHouse {
             .map_err(|source| ClickHouseError::new(operation, source))
     }
 
+    /// Runs a statement and gives its answer piece by piece, as fast as it is taken; for answers of any length. `sql` names
+    /// its FORMAT, and `parameters` are the values of `{name:Type}` in it.
+    ///
+    /// # Errors
+    /// See [`StreamError`]; after the first piece they come from [`ByteStream::next`].
+    pub async fn stream(
+        &self,
+        sql: String,
+        settings: &[(&str, &str)],
+        parameters: &[(String, String)],
+    ) -> Result<ByteStream, StreamError> {
+        let of_cluster = self.cluster.iter().flat_map(|_| cluster::SETTINGS);
+        let settings: Vec<_> = of_cluster.chain(settings.iter().copied()).collect();
+        self.door.stream(&self.database, sql, &settings, parameters).await
+    }
+
     /// Creates the database if it is missing: the one statement that cannot name it as its own.
     pub async fn create_database(&self) -> Result<(), ClickHouseError> {
-        let client = self.client.clone().with_database("default");
-        let query = client.query("CREATE DATABASE IF NOT EXISTS {name:Identifier}").param("name", &self.database);
+        let on = self.cluster.as_ref().map(Cluster::clause).unwrap_or_default();
+        let sql = format!("CREATE DATABASE IF NOT EXISTS {{name:Identifier}}{on}");
+        let query = self.query_outside(&sql).param("name", &self.database);
         self.execute("create the database", query).await
     }
 

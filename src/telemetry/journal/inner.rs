@@ -20,7 +20,10 @@ use tokio::sync::Notify;
 
 use super::disk::Faults;
 use super::error::{AppendError, CommitError, TrimError};
-use super::format::{frame_header, payload_crc, u32_at, Identity, FRAME_HEADER_BYTES, MAX_PAYLOAD_BYTES};
+use super::format::{
+    frame_header, payload_crc, u32_at, Identity, FRAME_HEADER_BYTES, MAX_PAYLOAD_BYTES, SEGMENT_FOOTER_BYTES,
+    SEGMENT_HEADER_BYTES,
+};
 use super::group::Group;
 use super::keeper::Mailbox;
 use super::log::Log;
@@ -41,6 +44,9 @@ const MAX_ROUNDS: u32 = 2;
 
 /// A buffer that grew in a burst is given back above this; 1 MiB holds a group of 7,000 usual heartbeats.
 const KEPT_BUFFER_BYTES: usize = 1 << 20;
+
+/// What a write adds to its records when it ends a segment and begins another.
+const ROLL_BYTES: u64 = (SEGMENT_FOOTER_BYTES + SEGMENT_HEADER_BYTES) as u64;
 
 /// Records that are framed and numbered, not yet written.
 pub(super) struct Pending {
@@ -165,9 +171,10 @@ impl Inner {
         if pending.is_closed {
             return Err(AppendError::Closed);
         }
-        // All that claim hold this lock, so the sum cannot pass the capacity between the two steps.
+        // All that claim for records hold this lock, so the sum cannot pass the capacity between the two steps. The write
+        // may end a segment and begin another.
         let claimed = self.claimed.load(Relaxed);
-        if claimed + bytes as u64 > self.options.capacity_bytes {
+        if claimed + bytes as u64 + ROLL_BYTES > self.options.capacity_bytes {
             self.counters.full_rejections.fetch_add(1, Relaxed);
             return Err(AppendError::Full { bytes: claimed, capacity: self.options.capacity_bytes });
         }

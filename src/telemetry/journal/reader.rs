@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering::Acquire;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -84,8 +85,8 @@ impl Reader {
         Self { inner, read_through: from.saturating_sub(1), place: None }
     }
 
-    /// Every record up to this number was delivered, or is known to be damaged or not to exist. After `Ok(None)` this is
-    /// what to wait on: `journal.written_past(reader.read_through())`.
+    /// Every record up to this number was delivered, or is known to be damaged, trimmed or not to exist. After `Ok(None)`
+    /// this is what to wait on: `journal.written_past(reader.read_through())`.
     pub fn read_through(&self) -> Seq {
         self.read_through
     }
@@ -110,7 +111,13 @@ impl Reader {
         let mut chunk_bytes = (max_bytes as u64).max(MIN_READ_BYTES);
         while self.read_through < last_seq_inclusive {
             if self.place.is_none() {
+                // Taken before the look: what is written after it may be in a segment that was not there yet.
+                let written = self.inner.written.load(Acquire);
                 self.place = self.locate()?;
+                if self.place.is_none() {
+                    // All that was written is read or trimmed. Not to say so would have the caller wait for it in vain.
+                    self.read_through = self.read_through.max(written.min(last_seq_inclusive));
+                }
             }
             let Some(place) = &self.place else { return Ok(None) };
             let published = place.segment.extent();

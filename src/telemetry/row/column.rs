@@ -25,6 +25,16 @@ impl ColumnType {
             Self::Metrics => "Map(LowCardinality(String), Float64)",
         }
     }
+
+    /// Appends the type's default (0, NULL, empty) in RowBinary: what a row has in a column that it was written without.
+    pub(super) fn put_default(self, row: &mut Vec<u8>) {
+        match self {
+            Self::Fixed { width, .. } => row.resize(row.len() + width, 0),
+            Self::Nullable { .. } => row.push(1),
+            // No bytes; no entries.
+            Self::Text | Self::Dictionary | Self::Metrics => row.push(0),
+        }
+    }
 }
 
 /// One column of a table.
@@ -105,6 +115,7 @@ pub(super) const HEARTBEATS: &[Column] = &[
     reading("battery_percent"),
     nullable("signal_dbm", "Nullable(Int32)", 4),
     Column { name: "metrics", of: ColumnType::Metrics },
+    dictionary("device_type"),
 ];
 
 pub(super) const PROCESSES: &[Column] = &[
@@ -137,6 +148,9 @@ pub(super) const DEVICE_EVENTS: &[Column] = &[
     dictionary("to_state"),
     text("detail"),
 ];
+
+pub(super) const SERVER_METRICS: &[Column] =
+    &[JOURNAL_ID, SEQ, ROW_INDEX, time("received_at"), text("name"), time("timestamp"), fixed("value", "Float64", 8)];
 
 pub(super) const DEPLOYMENT_EVENTS: &[Column] = &[
     JOURNAL_ID,

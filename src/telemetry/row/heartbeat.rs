@@ -1,6 +1,7 @@
 //! A heartbeat as rows: one of `heartbeats`, and one of `processes` for each process that it reports.
 //!
-//! What a device may send is not what a table can hold, so this is where the two meet:
+//! What a device may send is not what a table can hold, so this is where the two meet. And a row stands for itself: what
+//! a report may leave out because the server knows it, the row has all the same, as it was then.
 //!
 //! | the device sends | the row holds |
 //! |---|---|
@@ -9,6 +10,9 @@
 //! | a negative or absurd finite reading | that number: the device's word, for the reader to judge |
 //! | no `timestamp`, or one outside 1900 to 2299 | the time of receipt, or the nearer end of that range |
 //! | a state that this version does not know | `UNKNOWN` |
+//! | no `version` | the one it reported last, else the registered one |
+//! | no total of memory or disk, or one below 0 | the registered one; 0 where there is none |
+//! | nothing of its type | the registered one |
 //! | a long message, process name or process version | its first [`MAX_TEXT_BYTES`] bytes, cut between characters |
 //! | more metrics or processes than the limits, or a name beyond them | nothing: the heartbeat is refused by field |
 use fleetd_proto::v1::{device_status, process_info, HeartbeatRequest, ProcessInfo, SystemStats};
@@ -33,19 +37,33 @@ pub const MAX_IDENTIFIER_BYTES: usize = 128;
 /// section can hold each, and half a journal batch: a hostile client cannot make a record that the pipeline chokes on.
 pub const MAX_TEXT_BYTES: usize = 1_024;
 
+/// What the server knows of a device when its heartbeat comes; empty and 0 where it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KnownDevice<'a> {
+    pub device_type: &'a str,
+    /// Reported last, else registered.
+    pub version: &'a str,
+    pub memory_mb: u64,
+    pub disk_gb: f64,
+}
+
 /// Appends the sections of `heartbeat` to `record`. On an error `record` is as it was.
 ///
 /// `device_id` is the checked id, which may stand for the message's own; `received_at` is the server's clock. Takes no
 /// allocation but the growth of `record`, which the caller reuses.
 pub fn encode_heartbeat(
     device_id: &str,
+    known: &KnownDevice<'_>,
     heartbeat: &HeartbeatRequest,
     received_at: UnixMillis,
     record: &mut Vec<u8>,
 ) -> Result<(), InvalidField> {
     check(heartbeat)?;
     let timestamp = heartbeat.timestamp.as_ref().map_or(received_at, millis);
-    append_section(record, Table::Heartbeats, |row| put_heartbeat(row, device_id, heartbeat, received_at, timestamp));
+    append_section(record, Table::Heartbeats, |row| {
+        put_key(row, received_at, device_id, timestamp);
+        put_heartbeat(row, known, heartbeat);
+    });
     for process in &heartbeat.processes {
         append_section(record, Table::Processes, |row| {
             put_key(row, received_at, device_id, timestamp);
@@ -103,14 +121,7 @@ pub(super) fn put_key(row: &mut Vec<u8>, received_at: UnixMillis, key: &str, tim
     put_i64(row, timestamp.as_millis());
 }
 
-fn put_heartbeat(
-    row: &mut Vec<u8>,
-    device_id: &str,
-    heartbeat: &HeartbeatRequest,
-    received_at: UnixMillis,
-    timestamp: UnixMillis,
-) {
-    put_key(row, received_at, device_id, timestamp);
+fn put_heartbeat(row: &mut Vec<u8>, known: &KnownDevice<'_>, heartbeat: &HeartbeatRequest) {
     match &heartbeat.status {
         Some(status) => {
             let state = device_status::State::try_from(status.state).unwrap_or_default();
@@ -130,14 +141,15 @@ fn put_heartbeat(
             put_string(row, "");
         }
     }
-    put_string(row, &heartbeat.version);
+    let version = if heartbeat.version.is_empty() { known.version } else { &heartbeat.version };
+    put_string(row, prefix(version, MAX_TEXT_BYTES));
     match &heartbeat.stats {
-        Some(stats) => put_stats(row, stats),
+        Some(stats) => put_stats(row, known, stats),
         None => {
             // cpu_percent, memory_used_mb, disk_used_gb
             row.extend_from_slice(&[1; 3]);
-            put_u64(row, 0);
-            put_f64(row, 0.0);
+            put_u64(row, known.memory_mb);
+            put_f64(row, known.disk_gb);
             // the three load averages, temperature_celsius
             row.extend_from_slice(&[1; 4]);
             row.extend_from_slice(&[0; 5 * 8]);
@@ -145,15 +157,17 @@ fn put_heartbeat(
             row.extend_from_slice(&[1, 1, 0]);
         }
     }
+    put_string(row, prefix(known.device_type, MAX_TEXT_BYTES));
 }
 
-fn put_stats(row: &mut Vec<u8>, stats: &SystemStats) {
+fn put_stats(row: &mut Vec<u8>, known: &KnownDevice<'_>, stats: &SystemStats) {
     put_reading(row, Some(stats.cpu_percent));
     row.push(0);
     put_u64(row, stats.memory_used_mb);
     put_reading(row, Some(stats.disk_used_gb));
-    put_u64(row, stats.memory_total_mb);
-    put_f64(row, if stats.disk_total_gb.is_finite() { stats.disk_total_gb } else { 0.0 });
+    put_u64(row, if stats.memory_total_mb > 0 { stats.memory_total_mb } else { known.memory_mb });
+    let is_told = stats.disk_total_gb.is_finite() && stats.disk_total_gb > 0.0;
+    put_f64(row, if is_told { stats.disk_total_gb } else { known.disk_gb });
     for reading in [stats.load_average_1m, stats.load_average_5m, stats.load_average_15m, stats.temperature_celsius] {
         put_reading(row, reading);
     }
@@ -206,9 +220,12 @@ mod tests {
     use super::*;
     use fleetd_proto::v1::DeviceStatus;
 
+    const KNOWN: KnownDevice<'_> =
+        KnownDevice { device_type: "camera", version: "known-version", memory_mb: 0x1122_3344, disk_gb: 55.5 };
+
     fn encode(heartbeat: &HeartbeatRequest) -> Result<Vec<u8>, InvalidField> {
         let mut record = Vec::new();
-        encode_heartbeat("rpi-001", heartbeat, UnixMillis::from_millis_clamped(1_000), &mut record)?;
+        encode_heartbeat("rpi-001", &KNOWN, heartbeat, UnixMillis::from_millis_clamped(1_000), &mut record)?;
         Ok(record)
     }
 
@@ -266,10 +283,38 @@ mod tests {
         ];
         for (field, heartbeat) in cases {
             let mut record = vec![7];
-            let refused = encode_heartbeat("a", &heartbeat, UnixMillis::EPOCH, &mut record).expect_err(field);
+            let refused = encode_heartbeat("a", &KNOWN, &heartbeat, UnixMillis::EPOCH, &mut record).expect_err(field);
             assert!(refused.to_string().starts_with(field), "{refused}");
             assert_eq!(record, [7]);
         }
+    }
+
+    #[test]
+    fn what_a_report_leaves_out_is_what_the_server_knows_and_what_it_tells_goes_first() {
+        let stats = |memory_total_mb, disk_total_gb| {
+            Some(SystemStats { memory_total_mb, disk_total_gb, ..SystemStats::default() })
+        };
+        let version = "told-version".to_owned();
+        for (memory, disk, is_told) in [
+            (0x5566_7788, 66.5, true),
+            (0, 0.0, false),
+            (0, -1.0, false),
+            (0, f64::NAN, false),
+            (0, f64::INFINITY, false),
+        ] {
+            let version = if is_told { version.clone() } else { String::new() };
+            let heartbeat = HeartbeatRequest { version, stats: stats(memory, disk), ..HeartbeatRequest::default() };
+            let record = encode(&heartbeat).expect("valid");
+            let has = |bytes: &[u8]| record.windows(bytes.len()).any(|window| window == bytes);
+            assert_eq!((has(b"told-version"), has(b"known-version")), (is_told, !is_told), "{memory} {disk}");
+            assert_eq!(has(&0x1122_3344_u64.to_le_bytes()), !is_told, "{memory} {disk}");
+            assert_eq!(has(&memory.to_le_bytes()), is_told || memory == 0, "{memory} {disk}");
+            assert_eq!(has(&55.5_f64.to_le_bytes()), !is_told, "{memory} {disk}");
+            assert!(record.ends_with(b"\x06camera"));
+        }
+        let silent = encode(&HeartbeatRequest::default()).expect("valid");
+        assert!(silent.windows(8).any(|window| window == 0x1122_3344_u64.to_le_bytes()));
+        assert!(silent.windows(8).any(|window| window == 55.5_f64.to_le_bytes()));
     }
 
     #[test]

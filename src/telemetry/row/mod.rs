@@ -9,21 +9,23 @@
 //! table: u8 | row length: varint | RowBinary of the row's own columns
 //! ```
 //!
-//! Every row begins with `received_at` (Int64, milliseconds), the string its table is ordered by (`device_id` or
-//! `deployment_id`) and `timestamp` (Int64, milliseconds), so that the writer can bound and sort rows of any table.
+//! Every row begins with `received_at` (Int64, milliseconds), the string its table is ordered by (`device_id`,
+//! `deployment_id` or `name`) and `timestamp` (Int64, milliseconds), so that the writer can bound and sort rows of any table.
 pub mod binary;
 mod column;
 pub mod event;
 pub mod heartbeat;
 pub mod native;
 mod section;
+mod server_metric;
 mod table;
 
 pub use crate::clock::UnixMillis;
 pub use column::{Column, ColumnType};
 pub use event::{DeploymentEvent, DeviceEvent};
-pub use heartbeat::encode_heartbeat;
+pub use heartbeat::{encode_heartbeat, KnownDevice};
 pub use section::{append_section, MalformedRecord, Section, Sections, MAX_ROW_BYTES};
+pub use server_metric::ServerMetric;
 pub use table::Table;
 
 /// A message that cannot become a row; the field's path is the one the client sent.

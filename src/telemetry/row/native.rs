@@ -24,19 +24,28 @@ const DICTIONARY_FLAGS: u64 = 2 | 1 << 9 | 1 << 10;
 /// Stands where a NULL has no value; no nullable column is wider.
 const NOTHING: [u8; 8] = [0; 8];
 
-/// Whether `row`, which lacks the first `skipped` columns, is exactly one row of `table`. Never reads past its end.
-pub fn is_row_of(table: Table, skipped: usize, row: &[u8]) -> bool {
+/// The columns that `row` ends before, of which it has the defaults: none of a row of this version, some of
+/// [`Table::trailing`] for a row of an earlier one. `None` for what is not exactly one row of `table`; `row` lacks the
+/// first `skipped` columns. Never reads past its end.
+pub fn missing_columns(table: Table, skipped: usize, row: &[u8]) -> Option<&'static [Column]> {
+    let columns = table.columns();
+    let required = columns.len() - table.trailing();
     let mut rest = row;
-    for column in &table.columns()[skipped..] {
-        match value(column.of, rest) {
-            Some((_, after)) => rest = after,
-            None => return false,
+    for (at, column) in columns.iter().enumerate().skip(skipped) {
+        if rest.is_empty() && at >= required {
+            return Some(&columns[at..]);
         }
+        rest = value(column.of, rest)?.1;
     }
-    rest.is_empty()
+    rest.is_empty().then_some(&[])
 }
 
-/// One block of all `rows`, each a whole row of `table`. `None` when one of them is not.
+/// Appends the defaults of columns to a row that ends before them.
+pub fn put_defaults(row: &mut Vec<u8>, missing: &[Column]) {
+    missing.iter().for_each(|column| column.of.put_default(row));
+}
+
+/// One block of all `rows`, each a row of `table` with all columns. `None` when one of them is not.
 pub fn block<'a>(table: Table, rows: impl ExactSizeIterator<Item = &'a [u8]>) -> Option<Vec<u8>> {
     let count = rows.len();
     let mut columns: Vec<_> = table.columns().iter().map(|column| Values::new(column.of, count)).collect();
@@ -242,7 +251,7 @@ impl<'a> Dictionary<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{encode_heartbeat, DeviceEvent, Sections, UnixMillis};
+    use super::super::{encode_heartbeat, DeviceEvent, KnownDevice, Sections, UnixMillis};
     use super::*;
     use fleetd_proto::v1::{HeartbeatRequest, ProcessInfo, SystemStats};
 
@@ -261,8 +270,10 @@ mod tests {
             processes: vec![ProcessInfo { exit_code: Some(1), ..Default::default() }],
             ..Default::default()
         };
-        encode_heartbeat("rpi-001", &heartbeat, UnixMillis::EPOCH, &mut record).expect("valid");
-        encode_heartbeat("rpi-002", &HeartbeatRequest::default(), UnixMillis::EPOCH, &mut record).expect("valid");
+        let known = KnownDevice { device_type: "sensor", ..KnownDevice::default() };
+        let nothing = HeartbeatRequest::default();
+        encode_heartbeat("rpi-001", &known, &heartbeat, UnixMillis::EPOCH, &mut record).expect("valid");
+        encode_heartbeat("rpi-002", &known, &nothing, UnixMillis::EPOCH, &mut record).expect("valid");
         DeviceEvent {
             received_at: UnixMillis::EPOCH,
             device_id: "rpi-001",
@@ -277,11 +288,44 @@ mod tests {
         sections.map(|section| (section.table, [&PREFIX, section.row].concat())).collect()
     }
 
+    fn is_whole(table: Table, row: &[u8]) -> bool {
+        missing_columns(table, 0, row) == Some(&[])
+    }
+
+    #[test]
+    fn a_row_that_ends_before_trailing_columns_has_their_defaults_and_one_that_ends_elsewhere_is_no_row() {
+        let rows: Vec<_> = rows().into_iter().filter(|(table, _)| *table == Table::Heartbeats).collect();
+        // "sensor" with its length.
+        for row in rows.iter().map(|(_, row)| &row[..row.len() - 7]) {
+            let missing = missing_columns(Table::Heartbeats, 0, row).expect("a row of an earlier version");
+            assert_eq!(missing.iter().map(|column| column.name).collect::<Vec<_>>(), ["device_type"]);
+            let mut whole = row.to_vec();
+            put_defaults(&mut whole, missing);
+            assert_eq!(whole, [row, &[0]].concat());
+            assert!(
+                is_whole(Table::Heartbeats, &whole) && block(Table::Heartbeats, [&whole[..]].into_iter()).is_some()
+            );
+            for cut in 0..row.len() {
+                assert_eq!(missing_columns(Table::Heartbeats, 0, &row[..cut]), None, "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_of_every_type_is_one_value_of_it() {
+        for column in Table::ALL.into_iter().flat_map(Table::columns) {
+            let mut default = Vec::new();
+            put_defaults(&mut default, std::slice::from_ref(column));
+            assert_eq!(value(column.of, &default), Some((&default[..], &[][..])), "{}", column.name);
+            assert!(default[1..].iter().all(|byte| *byte == 0), "{}", column.name);
+        }
+    }
+
     #[test]
     fn every_row_that_is_encoded_is_a_row_of_its_table() {
         for (table, row) in rows() {
-            assert!(is_row_of(table, 0, &row), "{table:?}");
-            assert!(is_row_of(table, 3, &row[PREFIX.len()..]), "{table:?}");
+            assert!(is_whole(table, &row), "{table:?}");
+            assert_eq!(missing_columns(table, 3, &row[PREFIX.len()..]), Some(&[][..]), "{table:?}");
             assert!(block(table, [row.as_slice()].into_iter()).is_some());
         }
     }
@@ -290,11 +334,11 @@ mod tests {
     fn a_row_that_is_cut_or_longer_is_no_row_and_makes_no_block() {
         for (table, row) in rows() {
             for cut in 0..row.len() {
-                assert!(!is_row_of(table, 0, &row[..cut]), "{table:?} cut at {cut}");
+                assert!(!is_whole(table, &row[..cut]), "{table:?} cut at {cut}");
                 assert_eq!(block(table, [&row[..cut]].into_iter()), None);
             }
             let longer = [&row[..], &[0]].concat();
-            assert!(!is_row_of(table, 0, &longer));
+            assert_eq!(missing_columns(table, 0, &longer), None);
             assert_eq!(block(table, [row.as_slice(), &longer].into_iter()), None);
         }
     }
@@ -307,7 +351,7 @@ mod tests {
                     let mut flipped = row.clone();
                     flipped[at] ^= 1 << bit;
                     let is_block = block(table, [flipped.as_slice()].into_iter()).is_some();
-                    assert_eq!(is_block, is_row_of(table, 0, &flipped), "{table:?} byte {at} bit {bit}");
+                    assert_eq!(is_block, is_whole(table, &flipped), "{table:?} byte {at} bit {bit}");
                 }
             }
         }

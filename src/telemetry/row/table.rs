@@ -1,8 +1,9 @@
 //! The tables that rows go to: their number in a record, their name, their columns in the order rows are encoded.
 use super::column::{self, Column};
 
-/// A telemetry table. Its number and columns are part of the journal's format: never reuse a number, and give a table
-/// whose columns change a new one beside the old, because a journal may still hold rows of the old.
+/// A telemetry table. Its number and columns are part of the journal's format, because a journal may still hold rows of
+/// an earlier version: never reuse a number; add columns at the end only, which older rows then have at their defaults
+/// ([`Table::trailing`]); give a table whose columns change otherwise a new number beside the old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {
@@ -10,10 +11,12 @@ pub enum Table {
     Processes = 2,
     DeviceEvents = 3,
     DeploymentEvents = 4,
+    ServerMetrics = 5,
 }
 
 impl Table {
-    pub const ALL: [Self; 4] = [Self::Heartbeats, Self::Processes, Self::DeviceEvents, Self::DeploymentEvents];
+    pub const ALL: [Self; 5] =
+        [Self::Heartbeats, Self::Processes, Self::DeviceEvents, Self::DeploymentEvents, Self::ServerMetrics];
 
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|table| *table as u8 == number)
@@ -25,6 +28,7 @@ impl Table {
             Self::Processes => "processes",
             Self::DeviceEvents => "device_events",
             Self::DeploymentEvents => "deployment_events",
+            Self::ServerMetrics => "server_metrics",
         }
     }
 
@@ -43,6 +47,16 @@ impl Table {
             Self::Processes => column::PROCESSES,
             Self::DeviceEvents => column::DEVICE_EVENTS,
             Self::DeploymentEvents => column::DEPLOYMENT_EVENTS,
+            Self::ServerMetrics => column::SERVER_METRICS,
+        }
+    }
+
+    /// How many of the last columns came later than the table: rows of an earlier version end before them.
+    pub const fn trailing(self) -> usize {
+        match self {
+            // device_type
+            Self::Heartbeats => 1,
+            Self::Processes | Self::DeviceEvents | Self::DeploymentEvents | Self::ServerMetrics => 0,
         }
     }
 

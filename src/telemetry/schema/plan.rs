@@ -1,6 +1,8 @@
 //! Which migrations are still to be applied: pure, so that every refusal is tested without a database.
 use sha2::{Digest, Sha256};
 
+use super::cluster::{Arrangement, NotForCluster};
+
 /// One numbered file of statements, compiled in.
 ///
 /// ClickHouse has no transaction around several statements, so each statement must be idempotent: a server that dies
@@ -50,6 +52,14 @@ pub enum RefusedSchema {
          it was altered after its release; run the fleetd that applied it, or another database"
     )]
     Altered { version: u32, name: &'static str, applied: String, compiled: String },
+    #[error(
+        "the database was made for {}, and clickhouse_cluster asks for {}: \
+         set clickhouse_cluster as it was when the database was made, or name another clickhouse_database",
+        found.name(), wanted.name()
+    )]
+    Arranged { found: Arrangement, wanted: Arrangement },
+    #[error(transparent)]
+    NotForCluster(#[from] NotForCluster),
 }
 
 /// The migrations of `known` that `applied` lacks, in order.

@@ -1,6 +1,8 @@
 //! How long to wait before trying again: longer each time, never in step with others.
 use std::time::Duration;
 
+use crate::clock;
+
 /// The first wait: longer than a dropped connection takes to come back, too short to notice in a second's batch.
 const FIRST: Duration = Duration::from_millis(50);
 
@@ -24,13 +26,8 @@ impl Backoff {
         let full = FIRST.saturating_mul(1 << self.attempts.min(16)).min(LONGEST);
         self.attempts += 1;
         let half = full / 2;
-        half + half.mul_f64(unit_random())
+        half + clock::random_part(half)
     }
-}
-
-/// Uniform in 0..1. Without a source of randomness it is 1: jitter is a courtesy, no reason to fail.
-fn unit_random() -> f64 {
-    getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

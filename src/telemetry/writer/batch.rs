@@ -2,7 +2,7 @@
 use super::plan::Selection;
 use crate::telemetry::journal::{JournalId, Seq};
 use crate::telemetry::row::binary::{put_u64, put_uuid};
-use crate::telemetry::row::{native, MalformedRecord, Sections, Table};
+use crate::telemetry::row::{native, Column, MalformedRecord, Section, Sections, Table};
 
 /// Rows of a full batch. Each insert makes a part, and parts of 50,000 rows are merged so often that a row costs ClickHouse
 /// three times the CPU that it costs in parts of 200,000 (3.6 and 1.3 s a million rows). Only a load of more than this a
@@ -90,7 +90,7 @@ pub struct Malformed {
     pub record: Vec<u8>,
 }
 
-/// A row whose bytes do not read as its table's columns; see [`native::is_row_of`].
+/// A row whose bytes do not read as its table's columns; see [`native::missing_columns`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
     pub table: Table,
@@ -178,16 +178,15 @@ impl BatchBuilder {
             let (table, slot) = (section.table, section.table.index());
             let key = RowKey { seq, row_index: row_indexes[slot] };
             row_indexes[slot] = key.row_index.wrapping_add(1);
-            if !native::is_row_of(table, PREFIX_COLUMNS, section.row) {
+            let Some(missing) = native::missing_columns(table, PREFIX_COLUMNS, section.row) else {
                 let mut row = Vec::with_capacity(PREFIX_BYTES + section.row.len());
                 put_row(&mut row, self.journal, key, section.row);
                 self.unreadable.push(Unreadable { table, key, row });
                 continue;
-            }
+            };
             let forming = self.tables[slot].get_or_insert_with(Forming::new);
-            forming.push(self.journal, key, section.row, section.received_at);
+            self.bytes += forming.push(self.journal, key, &section, missing);
             self.rows += 1;
-            self.bytes += PREFIX_BYTES + section.row.len();
         }
     }
 
@@ -206,12 +205,18 @@ impl Forming {
         Self { keys: Vec::new(), ends: Vec::new(), bytes: Vec::new(), received: (i64::MAX, i64::MIN) }
     }
 
-    fn push(&mut self, journal: JournalId, key: RowKey, row: &[u8], received_at: i64) {
-        put_row(&mut self.bytes, journal, key, row);
+    /// Takes a row, which from here on has all columns: an earlier version wrote it without those that are `missing`. How
+    /// many bytes it has.
+    fn push(&mut self, journal: JournalId, key: RowKey, section: &Section<'_>, missing: &[Column]) -> usize {
+        let start = self.bytes.len();
+        put_row(&mut self.bytes, journal, key, section.row);
+        native::put_defaults(&mut self.bytes, missing);
         self.keys.push(key);
         // A batch ends soon after MAX_BATCH_BYTES, and a record is far below 4 GiB.
         self.ends.push(self.bytes.len() as u32);
+        let received_at = section.received_at;
         self.received = (self.received.0.min(received_at), self.received.1.max(received_at));
+        self.bytes.len() - start
     }
 
     fn finish(self, table: Table) -> TableRows {
@@ -230,7 +235,8 @@ fn put_row(out: &mut Vec<u8>, journal: JournalId, key: RowKey, row: &[u8]) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::telemetry::row::{append_section, DeviceEvent, UnixMillis};
+    use crate::telemetry::row::{append_section, encode_heartbeat, DeviceEvent, KnownDevice, UnixMillis};
+    use fleetd_proto::v1::HeartbeatRequest;
 
     /// A record of `rows` device events received at `received_at`.
     pub fn record(rows: usize, received_at: i64) -> Vec<u8> {
@@ -294,6 +300,31 @@ pub(super) mod tests {
         assert_eq!((keys, batch.unreadable.len()), (vec![0, 2], 1));
         assert_eq!(batch.unreadable[0].key, RowKey { seq: 1, row_index: 1 });
         assert_eq!(batch.unreadable[0].row.len(), PREFIX_BYTES + 17);
+    }
+
+    #[test]
+    fn a_row_of_an_earlier_version_gets_the_defaults_of_later_columns_wherever_it_lies() {
+        let encoded = |device_type| {
+            let mut record = Vec::new();
+            let known = KnownDevice { device_type, ..KnownDevice::default() };
+            encode_heartbeat("rpi-001", &known, &HeartbeatRequest::default(), UnixMillis::EPOCH, &mut record)
+                .expect("valid");
+            record
+        };
+        let (typed, untyped) = (encoded("camera"), encoded(""));
+        let mut earlier = Vec::new();
+        let section = Sections::of(&untyped).next().expect("a row").expect("well formed");
+        append_section(&mut earlier, Table::Heartbeats, |row| {
+            row.extend_from_slice(section.row.strip_suffix(&[0]).expect("no type"));
+        });
+        let mut builder = BatchBuilder::new(JournalId(uuid::Uuid::nil()), 1);
+        [&typed, &earlier, &untyped].into_iter().zip(1..).for_each(|(record, seq)| builder.push(seq, record));
+        let batch = builder.finish().expect("records");
+        assert_eq!((batch.rows(), batch.unreadable.len()), (3, 0));
+        let rows = &batch.tables[0];
+        assert_eq!(rows.row(1)[PREFIX_BYTES..], rows.row(2)[PREFIX_BYTES..]);
+        assert_eq!(batch.bytes(), (0..3).map(|at| rows.row(at).len()).sum::<usize>());
+        assert_eq!(rows.block(&Selection::All)[..2], [Table::Heartbeats.columns().len() as u8, 3]);
     }
 
     #[test]

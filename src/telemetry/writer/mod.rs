@@ -36,8 +36,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub(in crate::telemetry) use backoff::Backoff;
 pub use batch::{MAX_BATCH_BYTES, MAX_BATCH_ROWS};
 pub use checkpoint::CheckpointError;
+pub(in crate::telemetry) use deliver::chain;
 pub use handle::{NotReached, WriterHandle};
 pub use plan::BATCH_EVERY;
 pub use set_aside::SetAsideError;

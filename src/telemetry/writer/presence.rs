@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use super::batch::{RowKey, SeqRange};
+use crate::telemetry::clickhouse::cluster::local;
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseError};
 use crate::telemetry::journal::JournalId;
 use crate::telemetry::row::Table;
@@ -62,8 +63,17 @@ pub async fn list(
     journal: JournalId,
     span: Span,
 ) -> Result<Vec<(RowKey, u64)>, ClickHouseError> {
-    let sql =
-        format!("SELECT seq, row_index, count() AS copies FROM {} {WHERE} GROUP BY seq, row_index", span.table.name());
+    let table = span.table.name();
+    let sql = match clickhouse.cluster() {
+        None => format!("SELECT seq, row_index, count() AS copies FROM {table} {WHERE} GROUP BY seq, row_index"),
+        // A replica that lags would tell of rows that are not there, and they would be sent twice: each is asked.
+        Some(cluster) => format!(
+            "SELECT seq, row_index, max(copies) AS copies FROM \
+             (SELECT seq, row_index, hostName() AS host, tcpPort() AS port, count() AS copies FROM {} {WHERE} \
+             GROUP BY seq, row_index, host, port) GROUP BY seq, row_index",
+            cluster.all_replicas(clickhouse.database(), &local(table))
+        ),
+    };
     let found = clickhouse.rows::<FoundRow>("list rows of the journal", bound(clickhouse, &sql, journal, span)).await?;
     Ok(found.iter().map(|row| (RowKey { seq: row.seq, row_index: row.row_index }, row.copies)).collect())
 }
@@ -84,13 +94,16 @@ fn bound(clickhouse: &ClickHouse, sql: &str, journal: JournalId, span: Span) -> 
 ///
 /// Only then is the answer of [`list`] final: an insert whose client has gone may yet commit.
 pub async fn wait_until_idle(clickhouse: &ClickHouse, prefix: &str) -> Result<bool, ClickHouseError> {
+    // On a cluster each shard has an insert of its own, which may go on when that into the Distributed table is over.
+    let processes = clickhouse
+        .cluster()
+        .map_or_else(|| "system.processes".to_owned(), |cluster| cluster.all_replicas("system", "processes"));
+    let sql = format!(
+        "SELECT count() AS inserts FROM {processes} \
+         WHERE query_kind = 'Insert' AND startsWith(Settings['log_comment'], {{prefix:String}})"
+    );
     for _ in 0..POLLS {
-        let query = clickhouse
-            .query(
-                "SELECT count() AS inserts FROM system.processes \
-                 WHERE query_kind = 'Insert' AND startsWith(Settings['log_comment'], {prefix:String})",
-            )
-            .param("prefix", prefix);
+        let query = clickhouse.query(&sql).param("prefix", prefix);
         let running = clickhouse.rows::<Running>("look for running inserts", query).await?;
         if running.iter().all(|row| row.inserts == 0) {
             return Ok(true);

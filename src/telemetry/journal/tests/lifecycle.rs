@@ -175,6 +175,19 @@ fn segments_roll_and_are_all_there_after_a_crash_and_after_a_clean_stop() {
 }
 
 #[test]
+fn a_journal_never_holds_more_than_its_capacity_however_long_records_are() {
+    for length in (60..260).step_by(7) {
+        let dir = folder();
+        let options = JournalOptions { segment_bytes: 4096, capacity_bytes: 16384, ..options(dir.path()) };
+        let (journal, _) = Journal::open(options).expect("the journal opens");
+        while let Ok(ticket) = journal.append(&vec![7; length]) {
+            block_on(ticket.committed()).expect("written");
+        }
+        assert!((15_800..=16_384).contains(&journal.bytes()), "{} bytes with records of {length}", journal.bytes());
+    }
+}
+
+#[test]
 fn a_full_journal_refuses_and_takes_again_after_a_trim() {
     let dir = folder();
     let options = JournalOptions { segment_bytes: 4096, capacity_bytes: 16384, ..options(dir.path()) };
@@ -209,6 +222,27 @@ fn a_full_journal_refuses_and_takes_again_after_a_trim() {
     assert!(matches!(fill(&journal), AppendError::Full { .. }));
     journal.trim_through(journal.written_seq()).expect("written");
     commit(&journal, b"drained").expect("room");
+}
+
+#[test]
+fn a_reader_of_a_journal_that_was_trimmed_to_nothing_is_through() {
+    let dir = folder();
+    let (journal, _) = open(dir.path());
+    for n in 1..=3 {
+        assert_eq!(commit(&journal, &payload(n)).expect("room"), n);
+    }
+    drop(journal);
+    let (journal, _) = open(dir.path());
+    journal.trim_through(3).expect("written");
+    assert!(journal.segments().is_empty());
+    let mut reader = journal.reader(1);
+    assert!(reader.next_batch_through(2, 10, 1_000).expect("readable").is_none());
+    assert_eq!(reader.read_through(), 2, "no more than was asked for");
+    assert!(reader.next_batch(10, 1_000).expect("readable").is_none());
+    assert_eq!(reader.read_through(), 3, "else who waits for what comes behind it waits for nothing and goes round");
+    let next = commit(&journal, &payload(9)).expect("written");
+    assert_eq!(reader.next_batch(10, 1_000).expect("readable").map(|batch| batch.first_seq), Some(next));
+    assert_eq!(reader.read_through(), next);
 }
 
 #[test]
