@@ -9,12 +9,8 @@ use super::pool::AnalystPool;
 use super::source::{Piece, Plan, Rows};
 use super::span::Span;
 use crate::clock::UnixMillis;
-use crate::telemetry::metric::{Aggregation, Metric, CUSTOM_PREFIX, PLAUSIBLE, SKETCH, SKETCHED};
+use crate::telemetry::metric::{Aggregation, Metric, AHEAD_MS, BEHIND_MS, CUSTOM_PREFIX, PLAUSIBLE, SKETCH, SKETCHED};
 use crate::telemetry::rollup::Rollup;
-
-/// How far a heartbeat's own time may be ahead of its receipt, and behind it: see [`PLAUSIBLE`].
-const AHEAD: i64 = 24 * 60 * 60 * 1_000;
-const BEHIND: i64 = 31 * AHEAD;
 
 /// Orders values by their time and, at the same one, by their place in the journal, as one number: a tuple would be
 /// compared column by column, at three times the price. 0 is the first moment that a time can be stored at.
@@ -226,7 +222,7 @@ impl Inquiry<'_> {
     /// `from` to `to`, in the partitions where such can be. Every condition is where the table is read, so that its indexes
     /// see it.
     pub(super) fn readings(&self, at: usize, (from, to): (i64, i64), rows: &str, statement: &mut Statement) -> String {
-        for (name, value) in [("from", from), ("to", to), ("since", from - AHEAD), ("until", to + BEHIND)] {
+        for (name, value) in [("from", from), ("to", to), ("since", from - AHEAD_MS), ("until", to + BEHIND_MS)] {
             let value = UnixMillis::from_millis_clamped(value).as_millis();
             statement.bind(format!("{name}{at}"), Value::Number(value));
         }

@@ -74,6 +74,11 @@ const BATTERY: &str = "if(battery_percent BETWEEN 0 AND 1000, battery_percent, N
 /// span of time can be in.
 pub const PLAUSIBLE: &str = "timestamp >= received_at - INTERVAL 31 DAY AND timestamp <= received_at + INTERVAL 1 DAY";
 
+/// The bounds of [`PLAUSIBLE`] in milliseconds: how far a heartbeat's own time may be ahead of its receipt, and behind it.
+/// A read of a span of time looks for rows that were received from so much before it until so much after it.
+pub const AHEAD_MS: i64 = 24 * 60 * 60 * 1_000;
+pub const BEHIND_MS: i64 = 31 * AHEAD_MS;
+
 /// `value` as sketches take it; see [`SKETCHED`].
 macro_rules! sketched {
     () => {

@@ -15,7 +15,7 @@ use crate::clock::UnixMillis;
 use crate::fleet::{FleetQueries, QueryFailure};
 use crate::parquet;
 use crate::telemetry::clickhouse::StreamError;
-use crate::telemetry::metric::PLAUSIBLE;
+use crate::telemetry::metric::{AHEAD_MS, BEHIND_MS, PLAUSIBLE};
 use crate::telemetry::writer::WriterHandle;
 
 /// What was acknowledged before an export was asked for is to be in it: so long it waits for the writer.
@@ -51,10 +51,6 @@ const SETTINGS: [(&str, &str); 7] = [
     // A statement that finds nothing for now writes nothing, and would not notice that nobody waits for it.
     ("cancel_http_readonly_queries_on_client_close", "1"),
 ];
-
-/// Rows are looked for a day before and 31 days after they say they are from, as far as [`PLAUSIBLE`] lets them be.
-const CLOCK_AHEAD_MS: i64 = 86_400_000;
-const HELD_BACK_MS: i64 = 31 * 86_400_000;
 
 /// Why there is no file. Each is shown to whoever asked for the export.
 #[derive(Debug, thiserror::Error)]
@@ -206,8 +202,8 @@ impl Job {
         let times = [
             ("start", self.start),
             ("end", self.end),
-            ("received_from", near(self.start, -CLOCK_AHEAD_MS)),
-            ("received_to", near(self.end, HELD_BACK_MS)),
+            ("received_from", near(self.start, -AHEAD_MS)),
+            ("received_to", near(self.end, BEHIND_MS)),
         ];
         let times = times.into_iter().map(|(name, at)| (name, at.as_millis().to_string()));
         times.chain(devices.parameter().map(|(name, value)| (name, value.to_owned())))
