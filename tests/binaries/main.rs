@@ -10,9 +10,8 @@ mod refused;
 mod round_trip;
 mod transfer;
 
-use std::path::{Path, PathBuf};
-
 use sha2::{Digest as _, Sha256};
+pub use support::artifacts;
 use support::{Options, Server};
 
 /// A server without rate limits.
@@ -41,19 +40,4 @@ pub fn checksum(bytes: &[u8]) -> String {
 
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Every file below `DATA_DIR/artifacts`.
-pub fn artifacts(server: &Server) -> Vec<PathBuf> {
-    fn below(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.path() {
-                path if path.is_dir() => below(&path, found),
-                path => found.push(path),
-            }
-        }
-    }
-    let mut found = Vec::new();
-    below(&server.data_dir().join("artifacts"), &mut found);
-    found
 }

@@ -7,10 +7,10 @@ mod doors;
 mod interrupted;
 mod memory;
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{json, Value};
+pub use support::artifacts;
 use support::client::Client;
 use support::wire::{http1, Ask, Http1, Reply};
 use support::{clickhouse, wait_until, Options, Server, ADMIN_KEY};
@@ -115,19 +115,4 @@ pub fn download(server: &Server, url: &str) -> Reply {
 pub fn path_of(server: &Server, url: &str) -> String {
     let path = url.strip_prefix(&format!("http://{}", server.http()));
     path.unwrap_or_else(|| panic!("{url} is not of http://{}", server.http())).to_owned()
-}
-
-/// Every file below `DATA_DIR/artifacts`.
-pub fn artifacts(server: &Server) -> Vec<PathBuf> {
-    fn below(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.path() {
-                path if path.is_dir() => below(&path, found),
-                path => found.push(path),
-            }
-        }
-    }
-    let mut found = Vec::new();
-    below(&server.data_dir().join("artifacts"), &mut found);
-    found
 }

@@ -373,3 +373,18 @@ pub fn send_signal(pid: u32, signal: libc::c_int) {
     // SAFETY: kill takes two integers and touches no memory of ours.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "signal {signal} to process {pid}");
 }
+
+/// Every file below `DATA_DIR/artifacts`.
+pub fn artifacts(server: &Server) -> Vec<PathBuf> {
+    fn below(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.path() {
+                path if path.is_dir() => below(&path, found),
+                path => found.push(path),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    below(&server.data_dir().join("artifacts"), &mut found);
+    found
+}
