@@ -38,9 +38,27 @@ test: lint unit deny ## Everything that must hold before a change lands
 # Most tests wait for servers and engines of their own, so half as many again as there are cores run at a time.
 TEST_THREADS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
 
+# Tests that wait for whole campaigns of kills, one after the other, and hardly use a processor meanwhile: they run beside
+# all others.
+PATIENT := durability rollout rollup
+OTHERS := $(filter-out $(PATIENT),$(sort $(patsubst %/,%,$(notdir $(patsubst %/main.rs,%,$(wildcard tests/*/main.rs)))) \
+	$(basename $(notdir $(wildcard tests/*.rs loadtest/tests/*.rs proto/tests/*.rs)))))
+CARGO_TEST := cargo test --workspace --locked
+
 .PHONY: unit
-unit: engine ## All tests of all crates (TEST_THREADS at a time)
-	cargo test --workspace --locked -- --test-threads=$(TEST_THREADS)
+unit: engine ## All tests of all crates (TEST_THREADS at a time in each of two lanes)
+	$(CARGO_TEST) --no-run
+	@# In a pipe each lane says all at its end; on a terminal a line comes when it is there.
+	@$(MAKE) --no-print-directory --keep-going -j2 $(if $(MAKE_TERMOUT),,--output-sync=target) patient-tests other-tests
+
+.PHONY: patient-tests
+patient-tests:
+	$(CARGO_TEST) $(PATIENT:%=--test %) -- --test-threads=$(TEST_THREADS)
+
+.PHONY: other-tests
+other-tests:
+	$(CARGO_TEST) --lib --bins $(OTHERS:%=--test %) -- --test-threads=$(TEST_THREADS)
+	$(CARGO_TEST) --doc
 
 .PHONY: lint
 lint: ## Formatting, clippy, rustdoc, the contract
@@ -54,7 +72,8 @@ deny: $(CARGO_DENY) ## Licences and sources of dependencies; advisories where th
 	@scripts/deny.sh "$(CARGO_DENY)"
 
 $(CARGO_DENY):
-	cargo install --locked --root "$(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)" --target-dir "$(TOOLS)/build" --version $(CARGO_DENY_VERSION) cargo-deny
+	@# Not optimised: it reads one lock file, and is built in half the time.
+	cargo install --debug --locked --root "$(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)" --target-dir "$(TOOLS)/build" --version $(CARGO_DENY_VERSION) cargo-deny
 
 .PHONY: bench
 bench: engine build ## The benchmarks of docs/performance.md that need no arguments

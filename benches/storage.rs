@@ -5,7 +5,6 @@
 //! each table into one part a day, and prints bytes a row by table and by column, with what the inserts and the merge cost
 //! ClickHouse. It uses an embedded engine of its own, or the server at `FLEETD_BENCH_CLICKHOUSE_URL`, where the databases
 //! `storage_coded` and `storage_plain` must not exist.
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,14 +80,7 @@ async fn main() {
 }
 
 async fn start_engine(data_dir: PathBuf) -> EngineProcess {
-    let options = EngineOptions {
-        executable: PathBuf::from(env!("CARGO_BIN_EXE_fleetd")),
-        library: None,
-        data_dir,
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        memory_limit_bytes: None,
-    };
-    EngineProcess::start(options).await.expect("the engine starts")
+    EngineProcess::start(EngineOptions::new(env!("CARGO_BIN_EXE_fleetd"), data_dir)).await.expect("the engine starts")
 }
 
 /// User and system time of a process so far; nothing for a server that is somebody else's.

@@ -4,8 +4,6 @@
 //! and times the writer against the embedded engine, with the CPU of both. Plain timing of many rounds, the best of
 //! which counts: on a busy machine the worst say how busy it is.
 use std::hint::black_box;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fleetd::engine::{EngineOptions, EngineProcess};
@@ -123,15 +121,8 @@ fn cpu(pid: u32) -> Duration {
 
 async fn drain(name: &str, heartbeats: &[HeartbeatRequest]) {
     let dir = tempfile::tempdir().expect("a folder");
-    let engine = EngineProcess::start(EngineOptions {
-        executable: PathBuf::from(env!("CARGO_BIN_EXE_fleetd")),
-        library: None,
-        data_dir: dir.path().join("clickhouse"),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        memory_limit_bytes: None,
-    })
-    .await
-    .expect("the engine starts");
+    let options = EngineOptions::new(env!("CARGO_BIN_EXE_fleetd"), dir.path().join("clickhouse"));
+    let engine = EngineProcess::start(options).await.expect("the engine starts");
     let clickhouse = ClickHouse::new(&ClickHouseConfig::new(engine.url()));
     migrate(&clickhouse, &Retention::default()).await.expect("migrates");
     let (journal, _) = Journal::open(JournalOptions::new(dir.path().join("journal"))).expect("opens");

@@ -217,11 +217,9 @@ impl Server {
                 let executable = std::env::current_exe()
                     .map_err(|source| AppError::System { operation: "find the path of this program", source })?;
                 let options = EngineOptions {
-                    executable,
                     library: library.clone(),
-                    data_dir: data_dir.join("clickhouse"),
                     listen: *listen,
-                    memory_limit_bytes: None,
+                    ..EngineOptions::new(executable, data_dir.join("clickhouse"))
                 };
                 let engine = EngineProcess::start(options).await?;
                 let url = engine.url();

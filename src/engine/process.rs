@@ -5,7 +5,7 @@
 //! killed (`PR_SET_PDEATHSIG`), so it must live exactly as long as the supervision.
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,6 +50,19 @@ pub struct EngineOptions {
     pub listen: SocketAddr,
     /// Most memory ClickHouse may take, in bytes; a default if not given.
     pub memory_limit_bytes: Option<u64>,
+}
+
+impl EngineOptions {
+    /// On a free port of this machine alone, with the library where it is looked for and memory as much as by default.
+    pub fn new(executable: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            executable: executable.into(),
+            library: None,
+            data_dir: data_dir.into(),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            memory_limit_bytes: None,
+        }
+    }
 }
 
 /// A supervised engine. Dropping it kills the child; [`shutdown`](Self::shutdown) ends it in order.

@@ -1,5 +1,4 @@
 //! The same question from the computed tables and from the rows has the same answer, however much is computed.
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -36,13 +35,7 @@ struct Fixture {
 impl Fixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let options = EngineOptions {
-            executable: PathBuf::from(env!("CARGO_BIN_EXE_fleetd")),
-            library: None,
-            data_dir: dir.path().to_path_buf(),
-            listen: ([127, 0, 0, 1], 0).into(),
-            memory_limit_bytes: None,
-        };
+        let options = EngineOptions::new(env!("CARGO_BIN_EXE_fleetd"), dir.path());
         let engine = EngineProcess::start(options).await.expect("the engine starts");
         let clickhouse = ClickHouse::new(&ClickHouseConfig::new(engine.url()));
         migrate(&clickhouse, &Retention::default()).await.expect("the tables");

@@ -1,6 +1,5 @@
 //! Starts an engine on a folder of its own, and speaks plain HTTP to it.
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,13 +14,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn options(data_dir: &Path) -> EngineOptions {
     let library = locate(None).unwrap_or_else(|error| panic!("run `make engine` first: {error}"));
-    EngineOptions {
-        executable: PathBuf::from(env!("CARGO_BIN_EXE_fleetd")),
-        library: Some(library),
-        data_dir: data_dir.to_path_buf(),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        memory_limit_bytes: None,
-    }
+    EngineOptions { library: Some(library), ..EngineOptions::new(env!("CARGO_BIN_EXE_fleetd"), data_dir) }
 }
 
 pub struct Engine {

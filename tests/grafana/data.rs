@@ -48,7 +48,8 @@ impl Filled {
         let mut filled = Self { server, variables: Variables::default(), samples: Vec::new() };
         filled.wait_for("heartbeats", devices.len() as u64 * HEARTBEATS);
         filled.wait_for("processes", devices.len() as u64 * HEARTBEATS * 2);
-        filled.wait_for("device_events", devices.len() as u64);
+        // Other events of a device may come before the one that says that it is there.
+        filled.wait_for("device_events WHERE kind = 'status_change'", devices.len() as u64);
         filled.change_presence();
         filled.deploy(&devices);
         filled.roll_up();

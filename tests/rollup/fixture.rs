@@ -1,8 +1,7 @@
 //! A real engine, a database of its own, heartbeats that a test makes up, and what they amount to by plain arithmetic.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,13 +23,7 @@ pub const DAY: i64 = 24 * HOUR;
 pub const SOON: Duration = Duration::from_secs(60);
 
 pub async fn start_engine(data_dir: &Path) -> EngineProcess {
-    let options = EngineOptions {
-        executable: PathBuf::from(env!("CARGO_BIN_EXE_fleetd")),
-        library: None,
-        data_dir: data_dir.to_path_buf(),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        memory_limit_bytes: None,
-    };
+    let options = EngineOptions::new(env!("CARGO_BIN_EXE_fleetd"), data_dir);
     EngineProcess::start(options).await.expect("the engine starts")
 }
 

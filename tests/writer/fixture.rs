@@ -1,6 +1,5 @@
 //! What every test of the writer needs: an engine, a database of its own, a journal, and counting.
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,13 +19,7 @@ pub const SOON: Duration = Duration::from_secs(120);
 pub const SMALL_SEGMENT_BYTES: u64 = if MIN_SEGMENT_BYTES > 128 << 10 { MIN_SEGMENT_BYTES } else { 128 << 10 };
 
 pub async fn start_engine(data_dir: &Path) -> EngineProcess {
-    let options = EngineOptions {
-        executable: PathBuf::from(env!("CARGO_BIN_EXE_fleetd")),
-        library: None,
-        data_dir: data_dir.to_path_buf(),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        memory_limit_bytes: None,
-    };
+    let options = EngineOptions::new(env!("CARGO_BIN_EXE_fleetd"), data_dir);
     EngineProcess::start(options).await.expect("the engine starts")
 }
 
