@@ -7,6 +7,7 @@
 //! To add a subject: a numbered file in `migrations/`, a trait in `crate::store`, and a file beside
 //! `devices` that implements it with `SqliteStore::read` and `SqliteStore::write`.
 mod binaries;
+mod command_delivery;
 #[cfg(test)]
 mod command_tests;
 mod commands;
