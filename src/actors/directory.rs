@@ -1,7 +1,7 @@
 //! Finds devices: every registered one by id, and the actor of those that are awake.
 //!
-//! actix's `Supervisor` restarts an actor that stops, but one that panicked is gone and its address closed for good.
-//! So supervision ends here: the directory notices a closed address, makes the actor anew from its entry, counts it,
+//! An actor that panicked is gone and its address closed for good; actix's `Supervisor` does not bring it back either.
+//! So supervision is here: the directory notices a closed address, makes the actor anew from its entry, counts it,
 //! and delivers the message. A message whose own handling panicked is answered INTERNAL and not tried again: it
 //! would most likely panic again.
 use std::hash::{BuildHasher, Hash};
@@ -14,8 +14,9 @@ use dashmap::DashMap;
 use fleetd_proto::v1::device_status::State;
 use fleetd_proto::v1::HeartbeatRequest;
 
-use super::device::{DeviceActor, Heartbeat, Taken};
+use super::device::{DeviceActor, Dismiss, Heartbeat, Taken};
 use super::entry::{DeviceEntry, Live};
+use super::lean::LeanContext;
 use super::pace::{self, Load, Stretch, MAX_IN_FLIGHT};
 use crate::clock::UnixMillis;
 use crate::error::ApiError;
@@ -172,7 +173,10 @@ impl DeviceDirectory {
         received_at: UnixMillis,
     ) -> Result<Taken, ApiError> {
         let _counted = InFlight::claim(&self.shared, 1)?;
-        self.awake(entry)?.send(Heartbeat { request, received_at }).await.map_err(handler_died)?
+        // In two steps: to let go of an address wakes the actor, which the message has done already. Later it would be
+        // once more.
+        let answer = self.awake(entry)?.send(Heartbeat { request, received_at });
+        answer.await.map_err(handler_died)?
     }
 
     /// Room for `size` heartbeats that are sent to their actors before the first answer is awaited.
@@ -190,9 +194,9 @@ impl DeviceDirectory {
         if entry.is_forgotten() {
             return Err(deleted(entry));
         }
-        if let Some(live) = address.as_ref() {
-            if live.connected() {
-                return Ok(live.clone());
+        if let Some(known) = address.as_ref() {
+            if let Some(live) = known.upgrade() {
+                return Ok(live);
             }
             self.shared.recreated.fetch_add(1, Ordering::Relaxed);
             tracing::error!(device_id = %entry.id, "device actor had died, made anew");
@@ -201,15 +205,19 @@ impl DeviceDirectory {
         // thread. Once it comes in by another worker they cross over, until the actor sleeps.
         let here = Arbiter::try_current().unwrap_or_else(|| self.fallback.clone());
         let (entry, shared) = (Arc::clone(entry), Arc::clone(&self.shared));
-        let made = Supervisor::start_in_arbiter(&here, move |_| DeviceActor::new(entry, shared));
-        Ok(address.insert(made).clone())
+        let made = LeanContext::start_in_arbiter(&here, move || DeviceActor::new(entry, shared));
+        *address = Some(made.downgrade());
+        Ok(made)
     }
 }
 
 /// Ends the device's actor, after the messages that it has.
 fn stop(entry: &DeviceEntry) {
-    // With the address gone the actor's context ends by itself.
-    drop(entry.address.lock().take());
+    let address = entry.address.lock().take();
+    if let Some(live) = address.and_then(|known| known.upgrade()) {
+        // It arrives unless the actor is gone: each address has room for one message in a full mailbox too.
+        let _ = live.try_send(Dismiss);
+    }
 }
 
 /// Lets the stretch of intervals follow the load, and ends with the directory.
@@ -381,6 +389,24 @@ mod tests {
         drop(batch);
         directory.heartbeat(&entry, heartbeat("rpi-001"), UnixMillis::now()).await.expect("taken");
         assert_eq!(directory.snapshot().in_flight, 0);
+    }
+
+    #[actix_rt::test]
+    async fn an_actor_that_is_let_sleep_takes_what_was_sent_to_it_and_is_made_anew_by_the_next_message() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = directory(folder.path());
+        let entry = register(&directory, "rpi-005");
+        let batch = directory.begin_batch(1).expect("room");
+        let sent = batch.send(&entry, heartbeat("rpi-005"), UnixMillis::now()).expect("not deleted");
+        directory.let_sleep(&entry);
+        sent.taken().await.expect("taken before it sleeps");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(directory.snapshot().awake, 0);
+        directory.heartbeat(&entry, heartbeat("rpi-005"), UnixMillis::now()).await.expect("taken by a new actor");
+        assert_eq!((directory.snapshot().awake, directory.snapshot().recreated), (1, 0), "sleep is no death");
+        assert_eq!(entry.live().heartbeats, 2);
     }
 
     #[actix_rt::test]
