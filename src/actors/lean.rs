@@ -29,7 +29,7 @@ impl<A: Actor<Context = Self>> LeanContext<A> {
         let address = Addr::new(sender);
         let context = Self { address: address.downgrade(), state: ActorState::Running };
         arbiter.spawn_fn(move || {
-            let life = Life { mailbox: Mailbox::new(receiver), context, actor: make() };
+            let life = Life { actor: make(), context, mailbox: Mailbox::new(receiver) };
             // Boxed, since tokio's tasks come in steps of 128 bytes and need 104 for themselves.
             actix_rt::spawn(Box::pin(life));
         });
@@ -105,16 +105,17 @@ where
 
 /// An actor with all that it runs in.
 struct Life<A: Actor<Context = LeanContext<A>>> {
-    mailbox: Mailbox<A>,
-    context: LeanContext<A>,
+    /// Dropped before the mailbox, so that whoever finds the address closed finds the actor gone.
     actor: A,
+    context: LeanContext<A>,
+    mailbox: Mailbox<A>,
 }
 
 impl<A: Actor<Context = LeanContext<A>>> Future for Life<A> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, task: &mut task::Context<'_>) -> Poll<()> {
-        let Self { mailbox, context, actor } = self.get_mut();
+        let Self { actor, context, mailbox } = self.get_mut();
         mailbox.poll(actor, context, task);
         let is_left = context.state == ActorState::Stopping && !mailbox.connected();
         if is_left {
