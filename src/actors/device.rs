@@ -12,6 +12,7 @@ use fleetd_proto::v1::{device_status::State, HeartbeatRequest};
 
 use super::directory::Shared;
 use super::entry::DeviceEntry;
+use super::lean::LeanContext;
 use super::pace;
 use crate::clock::{self, UnixMillis};
 use crate::error::ApiError;
@@ -57,10 +58,8 @@ impl Drop for DeviceActor {
 }
 
 impl Actor for DeviceActor {
-    type Context = Context<Self>;
+    type Context = LeanContext<Self>;
 }
-
-impl Supervised for DeviceActor {}
 
 thread_local! {
     /// Rows are encoded here and copied into the journal's group; one buffer a worker, never one a heartbeat.
@@ -70,7 +69,7 @@ thread_local! {
 impl Handler<Heartbeat> for DeviceActor {
     type Result = Result<Taken, ApiError>;
 
-    fn handle(&mut self, heartbeat: Heartbeat, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, heartbeat: Heartbeat, _: &mut LeanContext<Self>) -> Self::Result {
         let Heartbeat { request, received_at } = heartbeat;
         if self.entry.is_forgotten() {
             return Err(super::directory::deleted(&self.entry));
@@ -112,6 +111,21 @@ impl Handler<Heartbeat> for DeviceActor {
     }
 }
 
+/// Lets the actor end once it has handled what was sent to it; from the directory, which then knows it no more.
+pub(super) struct Dismiss;
+
+impl Message for Dismiss {
+    type Result = ();
+}
+
+impl Handler<Dismiss> for DeviceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Dismiss, context: &mut LeanContext<Self>) {
+        context.dismiss();
+    }
+}
+
 /// Makes the actor panic, as a bug in a handler would. Sent by the test of re-creation.
 #[cfg(test)]
 pub(super) struct Panic;
@@ -125,7 +139,7 @@ impl Message for Panic {
 impl Handler<Panic> for DeviceActor {
     type Result = ();
 
-    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
+    fn handle(&mut self, _: Panic, _: &mut LeanContext<Self>) {
         panic!("asked to panic");
     }
 }

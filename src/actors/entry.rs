@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::Addr;
+use actix::WeakAddr;
 use fleetd_proto::v1::device_status::State;
 use fleetd_proto::v1::SystemStats;
 use parking_lot::{Mutex, MutexGuard};
@@ -28,8 +28,9 @@ pub struct DeviceEntry {
     pub id: DeviceId,
     pub key_hash: KeyHash,
     pub limits: DeviceBuckets,
-    /// `None` until the first message, and again once the actor is found dead.
-    pub(super) address: Mutex<Option<Addr<DeviceActor>>>,
+    /// `None` until the first message, and again once the actor is dismissed. It lives without a held address, which
+    /// would be 80 bytes more.
+    pub(super) address: Mutex<Option<WeakAddr<DeviceActor>>>,
     /// The actor is its only writer; a reader holds the lock for a copy. Taken after the lock of the row's chunk, when
     /// both are.
     live: Mutex<Live>,

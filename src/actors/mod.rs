@@ -2,7 +2,7 @@
 //!
 //! | actor | state it owns | mailbox | restart rule |
 //! |---|---|---|---|
-//! | [`device::DeviceActor`], one a live device | heartbeats since it was made, boots seen, the device's pace | actix's default of 16; senders wait | by the directory, on the next message, from the device's entry |
+//! | [`device::DeviceActor`], one a live device | heartbeats since it was made, boots seen, the device's pace | [`lean::MAILBOX`]; senders wait | by the directory, on the next message, from the device's entry |
 //! | the directory's pacer, one | none: it reads the load | unused | none: it ends with the directory |
 //! | [`presence::PresenceKeeper`], one | facts that the registry has yet to take | unused | none: it does not end |
 //! | [`deployment`]'s coordinators, one an open deployment, on a thread of their own | the deployment's decisions and devices, as the registry has them or will | actix's default of 16; senders wait | by the keeper of [`deployment::Deployments`] within a second, or by the next message, from the registry |
@@ -15,6 +15,7 @@ pub mod deployment;
 pub mod device;
 pub mod directory;
 pub mod entry;
+pub mod lean;
 pub mod pace;
 pub mod presence;
 pub mod sweeper;
