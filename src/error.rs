@@ -5,6 +5,14 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+/// A caller's text as an error repeats it: its first `most` characters, and three dots where it goes on.
+pub(crate) fn beginning(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
+    }
+}
+
 /// The codes of the API reference and the others that Connect and gRPC share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {

@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 use super::device_set::{DeviceSet, StagedSet};
 use super::online::OnlineCounts;
 use super::pool::AnalystPool;
-use super::question::{Asked, GroupBy, Question, Subject};
+use super::question::{Asked, GroupBy, Question, Subject, HOUR};
 use super::series::{self, Series};
 use super::source::{Needs, Plan};
+use super::span::Span;
 use super::sql::{Inquiry, Keys, Kind, Row};
+use crate::clock::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
 use crate::fleet::FleetQueries;
-use crate::telemetry::metric::{Metric, Nature};
+use crate::telemetry::metric::{Aggregation, Metric, Nature, AHEAD_MS, CUSTOM_PREFIX};
 use crate::telemetry::rollup::Coverage;
 
 /// Most series of an answer, as the contract says: more lines than that are no chart.
@@ -98,6 +100,11 @@ impl MetricsReader<'_> {
                     series
                 }
             };
+            if let (Subject::Reported(metric), Some(near), true) = (&asked.of, asked.near, series.is_empty()) {
+                if !self.may_have_been_reported(metric).await {
+                    return Err(unknown(asked, near));
+                }
+            }
             series_count += series.len();
             points += series.iter().map(|one| one.buckets.len()).sum::<usize>();
             check_size(asked, &series, series_count, points)?;
@@ -105,6 +112,26 @@ impl MetricsReader<'_> {
         }
         let source = COARSEST_FIRST.into_iter().find(|table| sources.contains(table)).unwrap_or_default();
         Ok(Answer { metrics, source })
+    }
+
+    /// Whether any device ever reported a metric, as far back as anything is kept; also where that cannot be found out now:
+    /// the answer to the question is right all the same.
+    async fn may_have_been_reported(&self, metric: &Metric) -> bool {
+        let now = UnixMillis::now().as_millis();
+        let end = (now + AHEAD_MS).div_euclid(HOUR) * HOUR + HOUR;
+        let span = Span { start: UnixMillis::EPOCH, end: UnixMillis::from_millis_clamped(end), interval: end };
+        let needs = Needs { devices: false, kinds: false, quantile: false, custom: true };
+        let inquiry = Inquiry {
+            metric,
+            aggregation: Aggregation::Count,
+            span,
+            kind: &Kind::default(),
+            set: &StagedSet::all(),
+            keys: Keys::default(),
+        };
+        let statement = inquiry.gauge(&Plan::of(needs, &span, self.coverage));
+        let found = self.pool.rows::<Row>("look whether a metric was ever reported", statement.query(self.pool)).await;
+        !found.is_ok_and(|rows| rows.is_empty())
     }
 
     async fn devices(&self, choice: super::device_set::Choice) -> Result<Devices, ApiError> {
@@ -180,6 +207,15 @@ fn not_loaded() -> ApiError {
         "the server has just started and does not know yet which heartbeats its computed tables have; try again \
                    in a moment";
     ApiError::unavailable(message, COVERAGE_RETRY_AFTER)
+}
+
+fn unknown(asked: &Asked, near: &str) -> ApiError {
+    let name = &asked.name;
+    let message = format!(
+        "metric_names has {name:?}, which is no metric of the server's, and no device has reported one of its own by that \
+         name; give {CUSTOM_PREFIX}{name} to ask for it all the same; did you mean {near}?"
+    );
+    ApiError::invalid_argument(message)
 }
 
 fn too_slow(asked: &Asked, done: usize, all: usize) -> ApiError {

@@ -29,6 +29,7 @@ pub mod http2;
 pub mod intake;
 pub mod listing;
 pub mod metrics_query;
+mod near_names;
 pub mod operations;
 pub mod pages;
 pub mod registration;

@@ -22,6 +22,11 @@ pub struct Known {
     value: &'static str,
 }
 
+/// The names of all metrics that the server knows.
+pub fn known_names() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|known| known.name)
+}
+
 impl Known {
     /// Its name in the computed tables.
     pub fn column(&self) -> &'static str {

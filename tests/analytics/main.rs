@@ -9,6 +9,7 @@ mod limits;
 mod live;
 mod metrics;
 mod naive;
+mod names;
 mod online;
 mod reference;
 mod rollups;

@@ -176,7 +176,7 @@ impl Subject {
 /// A field that cannot be exported; follows nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFields {
-    #[error("fields[{at}] is {name:?}, which {subject} does not have{near}; its fields are {all}")]
+    #[error("fields[{at}] is {name:?}, which {subject} does not have; its fields are {all}{near}")]
     Unknown { at: usize, name: String, subject: &'static str, near: String, all: String },
     #[error("fields[{at}] is {name:?}, which is there already; give each field once")]
     Repeated { at: usize, name: String },
