@@ -169,6 +169,13 @@ mod tests {
     ];
 
     #[test]
+    fn a_text_that_is_cut_says_so() {
+        assert_eq!(beginning("größe", 5), "größe");
+        assert_eq!(beginning("größen", 5), "größe...");
+        assert_eq!(beginning("", 0), "");
+    }
+
+    #[test]
     fn the_references_codes_have_the_references_statuses() {
         for (name, status) in REFERENCE {
             let code = ErrorCode::from_name(name).unwrap_or_else(|| panic!("{name} is missing"));
