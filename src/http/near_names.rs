@@ -52,13 +52,14 @@ pub(super) fn metric(name: &str) -> Option<&'static str> {
         return None;
     }
     let lower = name.to_ascii_lowercase();
-    nearest(&lower, names()).or_else(|| {
-        let mut words = lower.split(['_', '.']);
-        let subject = words.next()?;
-        let is_bare = words.all(|word| MEASURES.contains(&word));
-        // Their first is the one that most people want.
-        names().find(|known| is_bare && known.split('_').next() == Some(subject))
-    })
+    let mut words = lower.split(['_', '.']);
+    let subject = words.next()?;
+    // First, since `memory_percent` looks more like `battery_percent`. Of several the first is what most people want.
+    let of_subject = words
+        .all(|word| MEASURES.contains(&word))
+        .then(|| names().find(|known| known.split('_').next() == Some(subject)))
+        .flatten();
+    of_subject.or_else(|| nearest(&lower, names()))
 }
 
 /// What `key` is nearly called as, of what a label can be called and means something else.
@@ -68,8 +69,12 @@ pub(super) fn dimension(key: &str) -> Option<&'static str> {
     }
     // `deviceType`, `device-type` and `Device Type` are the same typing error.
     let plain: String = key.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
-    let other = OTHER_NAMES.into_iter().find(|(other, _)| *other == plain).map(|(_, meant)| meant);
-    other.or_else(|| DIMENSIONS.into_iter().find(|known| nearest(&plain, [known.replace('_', "").as_str()]).is_some()))
+    if let Some((_, meant)) = OTHER_NAMES.into_iter().find(|(other, _)| *other == plain) {
+        return Some(meant);
+    }
+    let known = DIMENSIONS.map(|known| (known.replace('_', ""), known));
+    let near = nearest(&plain, known.iter().map(|(plain, _)| plain.as_str()))?;
+    known.iter().find(|(plain, _)| plain == near).map(|(_, meant)| *meant)
 }
 
 #[cfg(test)]
