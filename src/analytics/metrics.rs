@@ -5,7 +5,9 @@ use super::device_set::{DeviceSet, StagedSet};
 use super::online::OnlineCounts;
 use super::pool::AnalystPool;
 use super::question::{Asked, GroupBy, Question, Subject, HOUR};
+use super::room::Held;
 use super::series::{self, Series};
+use super::silence;
 use super::source::{Needs, Plan};
 use super::span::Span;
 use super::sql::{Inquiry, Keys, Kind, Row};
@@ -20,6 +22,10 @@ pub const MAX_SERIES: usize = 1_000;
 
 /// Most points of an answer: some 30 MB.
 const MAX_POINTS: usize = 1_000_000;
+
+/// What a point takes at most: in the rows of ClickHouse's answer made series, in the message and in its JSON, of which
+/// two are there at a time.
+const POINT_BYTES: usize = 256;
 
 /// How long a question of many metrics may take; no further metric is begun after it.
 const MAX_TIME: Duration = Duration::from_secs(60);
@@ -61,12 +67,13 @@ struct Devices {
 }
 
 impl MetricsReader<'_> {
-    /// Reads all metrics of a question.
+    /// Reads all metrics of a question. `held` grows with the answer.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED for what costs too much or has too many series, UNAVAILABLE when ClickHouse or the threads of
-    /// queries are busy or away, and after a start until it is known what the computed tables cover.
-    pub async fn read(&self, question: &Question) -> Result<Answer, ApiError> {
+    /// queries are busy or away, when other answers leave no room, and after a start until it is known what the computed
+    /// tables cover.
+    pub async fn read(&self, question: &Question, held: &mut Held) -> Result<Answer, ApiError> {
         let begun = Instant::now();
         let (mut reporters, mut present) = (None, None);
         let (mut metrics, mut sources) = (Vec::new(), Vec::new());
@@ -108,6 +115,7 @@ impl MetricsReader<'_> {
             series_count += series.len();
             points += series.iter().map(|one| one.buckets.len()).sum::<usize>();
             check_size(asked, &series, series_count, points)?;
+            held.resize(points * POINT_BYTES)?;
             metrics.push(series);
         }
         let source = COARSEST_FIRST.into_iter().find(|table| sources.contains(table)).unwrap_or_default();
@@ -136,8 +144,10 @@ impl MetricsReader<'_> {
 
     async fn devices(&self, choice: super::device_set::Choice) -> Result<Devices, ApiError> {
         let set = DeviceSet::resolve(self.queries, choice).await?;
-        let staged = set.stage(self.pool).await?;
-        Ok(Devices { set, staged })
+        match set.stage(self.pool).await {
+            Ok(staged) => Ok(Devices { set, staged }),
+            Err(error) => Err(silence::told(self.pool, error).await),
+        }
     }
 
     async fn reported(
@@ -178,7 +188,10 @@ impl MetricsReader<'_> {
             return Ok((Vec::new(), source));
         }
         let query = devices.staged.bind(statement.query(self.pool));
-        let rows = self.pool.rows::<Row>("read a metric", query).await?;
+        let rows = match self.pool.rows::<Row>("read a metric", query).await {
+            Ok(rows) => rows,
+            Err(error) => return Err(silence::told(self.pool, error).await),
+        };
         let groups = match &devices.set {
             DeviceSet::Members(members) => members.groups.as_slice(),
             DeviceSet::All | DeviceSet::One(_) => &[],

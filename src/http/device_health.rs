@@ -169,6 +169,8 @@ impl AnalyticsService {
         self.access.authorize(call, GET_DEVICE_HEALTH).await?;
         let now = UnixMillis::now();
         let Asked { request, is_comprehensive, wanted } = Asked::of(request, &self.directory, now)?;
+        // Counted once it is encoded: before, it is small beside the limit.
+        call.held = Some(self.room.hold());
         let rules = Arc::clone(&self.health);
         if !is_comprehensive {
             let triage = self.queries.checkup(request, rules, Triage::new(wanted), see).await?;

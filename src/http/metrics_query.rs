@@ -45,7 +45,9 @@ impl AnalyticsService {
         self.check_labels(doubtful).await?;
         let reader =
             MetricsReader { pool: &self.pool, queries: &self.queries, coverage: &self.coverage, online: &self.online };
-        let answer = reader.read(&question).await?;
+        let mut held = self.room.hold();
+        let answer = reader.read(&question, &mut held).await?;
+        call.held = Some(held);
         Ok(told(&question, answer))
     }
 

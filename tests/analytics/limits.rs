@@ -51,7 +51,7 @@ fn what_is_wrong_is_named_with_its_value_and_what_to_do() {
 }
 
 /// Heartbeats of the last hours, made by ClickHouse: of so many devices, each so often.
-fn fill(server: &Server, devices: u64, times: u64) {
+pub fn fill(server: &Server, devices: u64, times: u64) {
     let begin = UnixMillis::now().as_millis() - 5 * HOUR;
     let sql = format!(
         "INSERT INTO heartbeats (journal_id, seq, received_at, device_id, timestamp, state, device_type, cpu_percent) \

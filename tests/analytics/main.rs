@@ -13,6 +13,7 @@ mod names;
 mod online;
 mod reference;
 mod rollups;
+mod slow;
 mod world;
 
 use serde_json::Value;
