@@ -117,6 +117,8 @@ fn generate_json(described: &FileDescriptorSet, out: &Path) -> Result<(), Box<dy
         ("::pbjson::private::", "crate::json::read::"),
         ("pbjson::private::base64::encode", "crate::json::read::encode_base64"),
         ("map_.next_value", "map_.next_value_or_default"),
+        // serde writes "expected" before it.
+        ("\"expected one of: {:?}\", &FIELDS", "\"one of {}\", FIELDS.join(\", \")"),
     ] {
         if !code.contains(theirs) {
             return Err(format!("pbjson-build no longer writes `{theirs}`: adapt the rewriting in build.rs").into());

@@ -20,7 +20,7 @@ use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
 use crate::analytics::export::{self, Exports, ExportsError};
-use crate::analytics::{AnalystPool, OnlineCounts};
+use crate::analytics::{AnalystPool, AnswerRoom, OnlineCounts};
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
@@ -275,6 +275,7 @@ impl Server {
             BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
                 .await?;
         let pool = AnalystPool::new(clickhouse.clone());
+        let room = AnswerRoom::default();
         let exports = Exports::start(export::Parts {
             store: store.clone(),
             queries: queries.clone(),
@@ -283,6 +284,16 @@ impl Server {
             writer: writer.clone(),
             stopping: is_stopping.clone(),
             retention: config.export_retention,
+        })
+        .await?;
+        let deployments = Deployments::start(deployment::Parts {
+            store: store.clone(),
+            directory: directory.clone(),
+            queries: queries.clone(),
+            events: events.clone(),
+            journal: journal.clone(),
+            clickhouse,
+            urls: urls.clone(),
         })
         .await?;
         let metrics = observe::metrics(observe::Sources {
@@ -296,21 +307,13 @@ impl Server {
             queries: queries.clone(),
             analysts: pool.clone(),
             transfers: binaries.counters.clone(),
+            room: room.clone(),
             exports: exports.clone(),
+            deployments: deployments.clone(),
             engine: engine.as_ref().map(EngineProcess::monitor),
         });
         sampler::start(metrics.clone(), journal.clone(), is_stopping.clone());
         let operations = Operations::new(metrics.clone(), observe::readiness(&journal, &writer, is_stopping.clone()));
-        let deployments = Deployments::start(deployment::Parts {
-            store: store.clone(),
-            directory: directory.clone(),
-            queries: queries.clone(),
-            events: events.clone(),
-            journal: journal.clone(),
-            clickhouse,
-            urls: urls.clone(),
-        })
-        .await?;
         let updates = UpdateService {
             access: Arc::clone(&access),
             store: store.clone(),
@@ -326,6 +329,7 @@ impl Server {
             queries: queries.clone(),
             online: OnlineCounts::new(pool.clone(), queries.clone(), directory.clone(), writer.clone()),
             pool,
+            room,
             health: Arc::clone(&health_rules),
             blobs,
             urls,

@@ -5,6 +5,14 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+/// A caller's text as an error repeats it: its first `most` characters, and three dots where it goes on.
+pub(crate) fn beginning(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
+    }
+}
+
 /// The codes of the API reference and the others that Connect and gRPC share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
@@ -159,6 +167,13 @@ mod tests {
         ("UNAVAILABLE", 503),
         ("INTERNAL", 500),
     ];
+
+    #[test]
+    fn a_text_that_is_cut_says_so() {
+        assert_eq!(beginning("größe", 5), "größe");
+        assert_eq!(beginning("größen", 5), "größe...");
+        assert_eq!(beginning("", 0), "");
+    }
 
     #[test]
     fn the_references_codes_have_the_references_statuses() {

@@ -41,6 +41,9 @@ pub struct Reading {
 pub enum Value {
     Counter(u64),
     Gauge(f64),
+    /// One for each value of a label.
+    Counters(&'static str, Vec<(&'static str, u64)>),
+    Gauges(&'static str, Vec<(&'static str, f64)>),
 }
 
 type Source = Box<dyn Fn() -> Vec<Reading> + Send + Sync>;
@@ -98,9 +101,11 @@ impl fmt::Debug for Readings {
 impl Collector for Readings {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for reading in (self.0)() {
-            match reading.value {
-                Value::Counter(value) => put(&mut encoder, &reading, &ConstCounter::new(value))?,
-                Value::Gauge(value) => put(&mut encoder, &reading, &ConstGauge::new(value))?,
+            match &reading.value {
+                Value::Counter(value) => put(&mut encoder, &reading, &ConstCounter::new(*value))?,
+                Value::Gauge(value) => put(&mut encoder, &reading, &ConstGauge::new(*value))?,
+                Value::Counters(label, all) => put_all(&mut encoder, &reading, label, all, ConstCounter::new)?,
+                Value::Gauges(label, all) => put_all(&mut encoder, &reading, label, all, ConstGauge::new)?,
             }
         }
         Ok(())
@@ -110,6 +115,22 @@ impl Collector for Readings {
 fn put(encoder: &mut DescriptorEncoder<'_>, reading: &Reading, metric: &impl EncodeMetric) -> fmt::Result {
     let one = encoder.encode_descriptor(reading.name, reading.help, reading.unit.as_ref(), metric.metric_type())?;
     metric.encode(one)
+}
+
+fn put_all<T: Copy, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    reading: &Reading,
+    label: &'static str,
+    all: &[(&'static str, T)],
+    metric: impl Fn(T) -> M,
+) -> fmt::Result {
+    let Some((_, first)) = all.first() else { return Ok(()) };
+    let kind = metric(*first).metric_type();
+    let mut family = encoder.encode_descriptor(reading.name, reading.help, reading.unit.as_ref(), kind)?;
+    for (value, number) in all {
+        metric(*number).encode(family.encode_family(&[(label, *value)])?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -125,10 +146,14 @@ mod tests {
 
     #[test]
     fn a_scrape_shows_outcomes_and_readings() {
-        let metrics = Metrics::new(|| {
+        let reading = |name| Reading { name, help: "Of the test", unit: None, value: Value::Counter(0) };
+        let metrics = Metrics::new(move || {
             vec![
                 Reading { name: "journal_size", help: "On disk", unit: Some(Unit::Bytes), value: Value::Gauge(17.0) },
                 Reading { name: "batches", help: "Sent", unit: None, value: Value::Counter(3) },
+                Reading { value: Value::Gauges("colour", vec![("red", 1.0), ("blue", 0.0)]), ..reading("fish") },
+                Reading { value: Value::Counters("size", vec![("small", 2)]), ..reading("birds") },
+                Reading { value: Value::Gauges("colour", vec![]), ..reading("nothing") },
             ]
         });
         metrics.count_heartbeat(None);
@@ -140,6 +165,9 @@ mod tests {
             "fleetd_heartbeats_total{outcome=\"INTERNAL\"} 0",
             "fleetd_journal_size_bytes 17.0",
             "fleetd_batches_total 3",
+            "fleetd_fish{colour=\"red\"} 1.0",
+            "fleetd_fish{colour=\"blue\"} 0.0",
+            "fleetd_birds_total{size=\"small\"} 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
+use crate::actors::deployment::{Deployments, Tallies};
 use crate::actors::directory::DeviceDirectory;
 use crate::analytics::export::Exports;
-use crate::analytics::AnalystPool;
+use crate::analytics::{AnalystPool, AnswerRoom};
 use crate::artifacts::TransferCounters;
 use crate::engine::EngineMonitor;
 use crate::events::Events;
@@ -35,7 +36,9 @@ pub struct Sources {
     pub queries: FleetQueries,
     pub analysts: AnalystPool,
     pub transfers: Arc<TransferCounters>,
+    pub room: AnswerRoom,
     pub exports: Exports,
+    pub deployments: Deployments,
     pub engine: Option<EngineMonitor>,
 }
 
@@ -49,9 +52,10 @@ pub fn metrics(sources: Sources) -> Metrics {
         readings.extend(rollups(&sources.rollups.status()));
         readings.extend(store(&sources));
         readings.extend(queries(&sources));
-        readings.extend(analytics(&sources.analysts));
+        readings.extend(analytics(&sources.analysts, &sources.room));
         readings.extend(transfers(&sources.transfers));
         readings.extend(exports(&sources.exports));
+        readings.extend(deployments(&sources.deployments));
         if let Some(engine) = &sources.engine {
             readings.push(counter(
                 "engine_restarts",
@@ -277,13 +281,34 @@ fn queries(sources: &Sources) -> Vec<Reading> {
     ]
 }
 
-fn analytics(analysts: &AnalystPool) -> Vec<Reading> {
+fn deployments(deployments: &Deployments) -> Vec<Reading> {
+    let Tallies { open, devices, ended } = deployments.tallies();
+    let by_state = |name, help, value| Reading { name, help, unit: None, value };
+    vec![
+        by_state("deployments", "Deployments that are not over, by state", Value::Gauges("state", open)),
+        by_state("deployment_devices", "Devices in them, by their state there", Value::Gauges("state", devices)),
+        by_state(
+            "deployments_ended",
+            "Deployments that ended since the start, by the state they ended in",
+            Value::Counters("state", ended),
+        ),
+    ]
+}
+
+fn analytics(analysts: &AnalystPool, room: &AnswerRoom) -> Vec<Reading> {
     let stats = analysts.stats();
     vec![
         counter("analytics_questions", "Questions to the telemetry that were answered", stats.answered),
         counter("analytics_questions_refused", "Those refused because others were running", stats.refused),
         counter("analytics_questions_stopped", "Those stopped because they cost too much", stats.stopped),
         counter("analytics_questions_failed", "Those that ClickHouse did not answer", stats.failed),
+        gauge(
+            "analytics_answers_held",
+            "Large answers that are being made, or that clients have not taken in yet",
+            Some(Unit::Bytes),
+            room.held_bytes() as f64,
+        ),
+        counter("analytics_answers_refused", "Answers for which those left no room", room.refused()),
         gauge(
             "analytics_question_time",
             "Time that ClickHouse worked on questions, all together",

@@ -17,7 +17,7 @@ use crate::telemetry::row::ServerMetric;
 /// Pause between two samples: what Prometheus's own examples scrape at.
 const EVERY: Duration = Duration::from_secs(15);
 
-/// Rows of one sample. `/metrics` has some 100 lines, which are a megabyte a day in ClickHouse at most; a family whose
+/// Rows of one sample. `/metrics` has some 180 lines, which are two megabytes a day in ClickHouse at most; a family whose
 /// labels got out of hand must not become a load of its own.
 const MAX_ROWS: usize = 256;
 

@@ -11,6 +11,7 @@ mod write;
 
 use serde::de::DeserializeOwned;
 use serde::Serialize;
+use serde_path_to_error::{Path, Segment};
 
 /// The longest quotation of a client's text in an error, in bytes: enough to know one's own value again, too little for
 /// a hostile value of megabytes to fill answers and logs.
@@ -52,13 +53,24 @@ pub fn to_vec<T: Serialize>(message: &T) -> Result<Vec<u8>, WriteError> {
 fn locate<T: DeserializeOwned>(text: &[u8], error: serde_json::Error) -> ReadError {
     let mut reader = serde_json::Deserializer::from_slice(text);
     match serde_path_to_error::deserialize::<_, T>(&mut reader) {
-        Err(located) if located.path().iter().next().is_some() => ReadError {
-            field: Some(shorten(located.path().to_string())),
-            reason: shorten(located.into_inner().to_string()),
+        Err(located) => match field_of(located.path()) {
+            Some(field) => ReadError { field: Some(field), reason: shorten(located.into_inner().to_string()) },
+            None => ReadError { field: None, reason: shorten(error.to_string()) },
         },
         // What is wrong is not within a field: an empty text, or more text after the message.
         _ => ReadError { field: None, reason: shorten(error.to_string()) },
     }
+}
+
+/// The path in words; `None` for the message itself. What is wrong between two fields (a comma, a name that is no text)
+/// is in the field around them, and shows as a `?` at the end of the path, which would tell nobody anything.
+fn field_of(path: &Path) -> Option<String> {
+    let nameless = path.iter().rev().take_while(|segment| matches!(segment, Segment::Unknown)).count();
+    if path.iter().len() == nameless {
+        return None;
+    }
+    let text = path.to_string();
+    Some(shorten(text[..text.len() - ".?".len() * nameless].to_owned()))
 }
 
 /// Cuts the middle out of a long text: its end says what was expected, and where.

@@ -95,6 +95,29 @@ fn a_refusal_of_a_huge_value_is_short_and_still_says_where_and_why() {
 }
 
 #[test]
+fn an_enum_that_is_no_name_or_number_of_its_is_refused_with_all_names() {
+    for value in ["77", "true", "1.5"] {
+        let refusal = refusal::<DeviceStatus>(&format!(r#"{{"state": {value}}}"#));
+        assert!(refusal.contains(", expected one of UNKNOWN, ONLINE, "), "{refusal}");
+        assert!(!refusal.contains("expected expected"), "{refusal}");
+    }
+}
+
+#[test]
+fn what_is_wrong_between_two_fields_is_in_the_field_around_them() {
+    for (text, start) in [
+        (r#"{"stats": {"cpu_percent": 1,}}"#, "stats: trailing comma"),
+        (r#"{"device_id": "a",}"#, "trailing comma"),
+        (r#"{"stats": {cpu_percent: 1}}"#, "stats: key must be a string"),
+        (r#"{device_id: "a"}"#, "key must be a string"),
+        (r#"{"stats": {"metrics": {"?": "hot"}}}"#, "stats.metrics.?: invalid value"),
+    ] {
+        let refusal = refusal::<HeartbeatRequest>(text);
+        assert!(refusal.starts_with(start), "{text}: {refusal}");
+    }
+}
+
+#[test]
 fn what_is_no_message_at_all_is_refused() {
     for text in ["", " ", "{", "[]", "1", "\"a\"", "{}}", "{} {}", "{\"device_id\": \"a\"", "{'a': 1}", "\u{feff}{}"] {
         refusal::<GetDeviceRequest>(text);

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use super::device_set::{DeviceSet, StagedSet};
 use super::pool::{AnalystPool, PoolError};
+use super::silence;
 use crate::actors::entry::DeviceEntry;
 use crate::clock::UnixMillis;
 use crate::error::ApiError;
@@ -106,14 +107,15 @@ impl Histories {
         let since = (now.as_millis() - DAY).div_euclid(HOUR) * HOUR;
         if let Err(error) = self.writer.flush(self.writer.status().written_seq, FLUSH_WITHIN).await {
             tracing::warn!(%error, "the latest heartbeats are not in clickhouse yet");
+            // Said at once, not when the first statement has run out of time.
+            if silence::is_silent(&self.pool).await {
+                return Err(silence::error());
+            }
         }
-        let set = DeviceSet::of(devices).stage(&self.pool).await?;
-        let absences = self.absences(since, now.as_millis()).await?;
-        let heartbeats = self.heartbeats(&set, since, now.as_millis(), &absences).await?;
-        let first_seen = self.first_seen(&set, since).await?;
-        let failed_updates = self.failed_updates(&set, since).await?;
-
-        let found = Found { since, now: now.as_millis(), absences, heartbeats, first_seen, failed_updates };
+        let found = match self.found(devices, since, now.as_millis()).await {
+            Ok(found) => found,
+            Err(error) => return Err(silence::told(&self.pool, error).await),
+        };
         let mut histories = found.histories(subjects);
         let since = UnixMillis::from_millis_clamped(since);
         for first in (0..subjects.len()).step_by(COMMANDS_AT_ONCE) {
@@ -124,6 +126,15 @@ impl Histories {
             }
         }
         Ok(histories)
+    }
+
+    async fn found(&self, devices: Vec<Arc<DeviceEntry>>, since: i64, now: i64) -> Result<Found, PoolError> {
+        let set = DeviceSet::of(devices).stage(&self.pool).await?;
+        let absences = self.absences(since, now).await?;
+        let heartbeats = self.heartbeats(&set, since, now, &absences).await?;
+        let first_seen = self.first_seen(&set, since).await?;
+        let failed_updates = self.failed_updates(&set, since).await?;
+        Ok(Found { since, now, absences, heartbeats, first_seen, failed_updates })
     }
 
     /// When the server was away, in order.

@@ -4,13 +4,17 @@ use std::time::{Duration, Instant};
 use super::device_set::{DeviceSet, StagedSet};
 use super::online::OnlineCounts;
 use super::pool::AnalystPool;
-use super::question::{Asked, GroupBy, Question, Subject};
+use super::question::{Asked, GroupBy, Question, Subject, HOUR};
+use super::room::Held;
 use super::series::{self, Series};
+use super::silence;
 use super::source::{Needs, Plan};
+use super::span::Span;
 use super::sql::{Inquiry, Keys, Kind, Row};
+use crate::clock::UnixMillis;
 use crate::error::{ApiError, ErrorCode};
 use crate::fleet::FleetQueries;
-use crate::telemetry::metric::{Metric, Nature};
+use crate::telemetry::metric::{Aggregation, Metric, Nature, AHEAD_MS, CUSTOM_PREFIX};
 use crate::telemetry::rollup::Coverage;
 
 /// Most series of an answer, as the contract says: more lines than that are no chart.
@@ -18,6 +22,10 @@ pub const MAX_SERIES: usize = 1_000;
 
 /// Most points of an answer: some 30 MB.
 const MAX_POINTS: usize = 1_000_000;
+
+/// What a point takes at most: in the rows of ClickHouse's answer made series, in the message and in its JSON, of which
+/// two are there at a time.
+const POINT_BYTES: usize = 256;
 
 /// How long a question of many metrics may take; no further metric is begun after it.
 const MAX_TIME: Duration = Duration::from_secs(60);
@@ -59,12 +67,13 @@ struct Devices {
 }
 
 impl MetricsReader<'_> {
-    /// Reads all metrics of a question.
+    /// Reads all metrics of a question. `held` grows with the answer.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED for what costs too much or has too many series, UNAVAILABLE when ClickHouse or the threads of
-    /// queries are busy or away, and after a start until it is known what the computed tables cover.
-    pub async fn read(&self, question: &Question) -> Result<Answer, ApiError> {
+    /// queries are busy or away, when other answers leave no room, and after a start until it is known what the computed
+    /// tables cover.
+    pub async fn read(&self, question: &Question, held: &mut Held) -> Result<Answer, ApiError> {
         let begun = Instant::now();
         let (mut reporters, mut present) = (None, None);
         let (mut metrics, mut sources) = (Vec::new(), Vec::new());
@@ -98,19 +107,47 @@ impl MetricsReader<'_> {
                     series
                 }
             };
+            if let (Subject::Reported(metric), Some(near), true) = (&asked.of, asked.near, series.is_empty()) {
+                if !self.may_have_been_reported(metric).await {
+                    return Err(unknown(asked, near));
+                }
+            }
             series_count += series.len();
             points += series.iter().map(|one| one.buckets.len()).sum::<usize>();
             check_size(asked, &series, series_count, points)?;
+            held.resize(points * POINT_BYTES)?;
             metrics.push(series);
         }
         let source = COARSEST_FIRST.into_iter().find(|table| sources.contains(table)).unwrap_or_default();
         Ok(Answer { metrics, source })
     }
 
+    /// Whether any device ever reported a metric, as far back as anything is kept; also where that cannot be found out now:
+    /// the answer to the question is right all the same.
+    async fn may_have_been_reported(&self, metric: &Metric) -> bool {
+        let now = UnixMillis::now().as_millis();
+        let end = (now + AHEAD_MS).div_euclid(HOUR) * HOUR + HOUR;
+        let span = Span { start: UnixMillis::EPOCH, end: UnixMillis::from_millis_clamped(end), interval: end };
+        let needs = Needs { devices: false, kinds: false, quantile: false, custom: true };
+        let inquiry = Inquiry {
+            metric,
+            aggregation: Aggregation::Count,
+            span,
+            kind: &Kind::default(),
+            set: &StagedSet::all(),
+            keys: Keys::default(),
+        };
+        let statement = inquiry.gauge(&Plan::of(needs, &span, self.coverage));
+        let found = self.pool.rows::<Row>("look whether a metric was ever reported", statement.query(self.pool)).await;
+        !found.is_ok_and(|rows| rows.is_empty())
+    }
+
     async fn devices(&self, choice: super::device_set::Choice) -> Result<Devices, ApiError> {
         let set = DeviceSet::resolve(self.queries, choice).await?;
-        let staged = set.stage(self.pool).await?;
-        Ok(Devices { set, staged })
+        match set.stage(self.pool).await {
+            Ok(staged) => Ok(Devices { set, staged }),
+            Err(error) => Err(silence::told(self.pool, error).await),
+        }
     }
 
     async fn reported(
@@ -151,7 +188,10 @@ impl MetricsReader<'_> {
             return Ok((Vec::new(), source));
         }
         let query = devices.staged.bind(statement.query(self.pool));
-        let rows = self.pool.rows::<Row>("read a metric", query).await?;
+        let rows = match self.pool.rows::<Row>("read a metric", query).await {
+            Ok(rows) => rows,
+            Err(error) => return Err(silence::told(self.pool, error).await),
+        };
         let groups = match &devices.set {
             DeviceSet::Members(members) => members.groups.as_slice(),
             DeviceSet::All | DeviceSet::One(_) => &[],
@@ -180,6 +220,15 @@ fn not_loaded() -> ApiError {
         "the server has just started and does not know yet which heartbeats its computed tables have; try again \
                    in a moment";
     ApiError::unavailable(message, COVERAGE_RETRY_AFTER)
+}
+
+fn unknown(asked: &Asked, near: &str) -> ApiError {
+    let name = &asked.name;
+    let message = format!(
+        "metric_names has {name:?}, which is no metric of the server's, and no device has reported one of its own by that \
+         name; give {CUSTOM_PREFIX}{name} to ask for it all the same; did you mean {near}?"
+    );
+    ApiError::invalid_argument(message)
 }
 
 fn too_slow(asked: &Asked, done: usize, all: usize) -> ApiError {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::device_set::{DeviceSet, StagedSet};
 use super::pool::{AnalystPool, PoolError};
+use super::silence;
 use super::span::{Bucket, Span};
 use crate::actors::directory::DeviceDirectory;
 use crate::clock::UnixMillis;
@@ -98,11 +99,9 @@ impl OnlineCounts {
         let online = self.queries.online_now().await?;
         let until = UnixMillis::now();
         self.flush().await;
-        let samples = Samples::of(span, until, self.known_since().await?);
-        let (told, changes) = if staged.is_empty() || samples.end <= span.start.as_millis() {
-            (Vec::new(), Vec::new())
-        } else {
-            (self.told(staged, &samples, until).await?, self.changes(staged, &samples, until).await?)
+        let (samples, told, changes) = match self.asked(staged, span, until).await {
+            Ok(asked) => asked,
+            Err(error) => return Err(silence::told(&self.pool, error).await),
         };
         let (set, directory, started_at) = (set.clone(), self.directory.clone(), self.started_at);
         let counted = move || {
@@ -112,6 +111,21 @@ impl OnlineCounts {
             series.buckets(&samples, quantile)
         };
         Ok(self.queries.work(counted).await?)
+    }
+
+    async fn asked(
+        &self,
+        staged: &StagedSet,
+        span: Span,
+        until: UnixMillis,
+    ) -> Result<(Samples, Vec<Told>, Vec<Change>), PoolError> {
+        let samples = Samples::of(span, until, self.known_since().await?);
+        if staged.is_empty() || samples.end <= span.start.as_millis() {
+            return Ok((samples, Vec::new(), Vec::new()));
+        }
+        let told = self.told(staged, &samples, until).await?;
+        let changes = self.changes(staged, &samples, until).await?;
+        Ok((samples, told, changes))
     }
 
     async fn flush(&self) {

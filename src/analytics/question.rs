@@ -50,6 +50,9 @@ pub struct Asked {
     /// The name that the answer repeats.
     pub name: String,
     pub of: Subject,
+    /// For one of the fleet's own metrics that was not named as such: the server's metric that was meant, if the name
+    /// is a typing error.
+    pub near: Option<&'static str>,
 }
 
 /// What a metric is measured by.

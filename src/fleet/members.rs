@@ -30,6 +30,23 @@ impl FleetIndex {
         self.scan(filter, run, |rows, selected| grouping.take(rows, selected, fields))?;
         Ok(grouping.members)
     }
+
+    /// Whether a device has a label of this key.
+    pub(super) fn has_label(&self, key: &str, run: &Run<'_>) -> Result<bool, QueryFailure> {
+        let mut is_there = false;
+        self.scan(&Filter::matches_all(), run, |rows, all| {
+            if !is_there {
+                let label = rows.described.column_of_note(Notes::Labels, key);
+                is_there = match label {
+                    TextColumn::Attributes(key) => {
+                        all.iter().any(|row| rows.described.values(row, key).next().is_some())
+                    }
+                    TextColumn::Id | TextColumn::Symbols(_) | TextColumn::Nowhere => false,
+                };
+            }
+        })?;
+        Ok(is_there)
+    }
 }
 
 #[derive(Default)]

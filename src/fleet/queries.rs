@@ -162,6 +162,14 @@ impl FleetQueries {
         self.run(move |index, run| index.members(&filter, &fields, run)).await
     }
 
+    /// Whether a registered device has a label of this key.
+    ///
+    /// # Errors
+    /// See [`QueryFailure`].
+    pub async fn has_label(&self, key: String) -> Result<bool, QueryFailure> {
+        self.run(move |index, run| index.has_label(&key, run)).await
+    }
+
     /// What `then` makes of a survey, on the thread that made the survey: both may take long, and neither holds up a
     /// heartbeat.
     ///

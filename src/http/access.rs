@@ -9,10 +9,12 @@ use std::sync::Arc;
 use connectrpc::RequestContext;
 use http::HeaderMap;
 
+use super::answers::AnswerSlot;
 use super::device_service::no_device;
 use super::gateway::Peer;
 use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
+use crate::analytics::Held;
 use crate::auth::credential::{self, Credential, CredentialError};
 use crate::auth::rate_limit::{ClientNetwork, Gcra, KeyedBuckets, Quota, RateLimit};
 use crate::auth::{self, AdminKey, Claim, DeviceAccess, KeyHash, Principal, Rule};
@@ -30,17 +32,35 @@ pub struct Call {
     pub quota: Option<Quota>,
     /// Who the caller turned out to be; signs errors.
     user_id: Option<String>,
+    /// The room that the answer takes, where it takes some.
+    pub held: Option<Held>,
+    /// Where that goes when the answer is encoded.
+    slot: Option<AnswerSlot>,
 }
 
 impl Call {
     pub fn new(credential: Result<Option<Credential>, CredentialError>, peer: IpAddr) -> Self {
-        Self { credential, peer, quota: None, user_id: None }
+        Self { credential, peer, quota: None, user_id: None, held: None, slot: None }
     }
 
     pub fn from_context(context: &RequestContext) -> Self {
         // The gateway adds the peer to every request; without it the caller shares the bucket of nobody.
         let peer = context.extensions().get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
-        Self::new(credential_of(context.headers()), peer)
+        let slot = context.extensions().get::<AnswerSlot>().cloned();
+        Self { slot, ..Self::new(credential_of(context.headers()), peer) }
+    }
+
+    /// The answer has been encoded, and waits for its client from now on.
+    ///
+    /// # Errors
+    /// UNAVAILABLE when other answers leave no room for it.
+    pub fn settle(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let Some(mut held) = self.held.take() else { return Ok(()) };
+        held.resize(bytes)?;
+        if let Some(slot) = &self.slot {
+            slot.put(held);
+        }
+        Ok(())
     }
 
     /// Who the caller turned out to be; `None` before [`Access`] said so, and for an anonymous one.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::access::Access;
 use crate::actors::directory::DeviceDirectory;
 use crate::analytics::export::Exports;
-use crate::analytics::{AnalystPool, OnlineCounts};
+use crate::analytics::{AnalystPool, AnswerRoom, OnlineCounts};
 use crate::artifacts::{BlobStore, DownloadUrls, Feeder};
 use crate::fleet::FleetQueries;
 use crate::health::HealthRules;
@@ -24,6 +24,7 @@ pub struct AnalyticsService {
     pub directory: DeviceDirectory,
     pub queries: FleetQueries,
     pub pool: AnalystPool,
+    pub room: AnswerRoom,
     pub blobs: BlobStore,
     pub urls: DownloadUrls,
     pub feeder: Feeder,

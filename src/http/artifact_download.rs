@@ -51,6 +51,8 @@ pub(super) struct File {
     pub content_type: &'static str,
     pub checksum: Checksum,
     pub size_bytes: u64,
+    /// When it is removed, and whoever has a copy should forget it; `None` for what stays.
+    pub expires_at: Option<UnixMillis>,
 }
 
 impl From<BinaryRecord> for File {
@@ -61,6 +63,7 @@ impl From<BinaryRecord> for File {
             content_type: "application/octet-stream",
             checksum: record.checksum,
             size_bytes: record.size_bytes,
+            expires_at: None,
         }
     }
 }
@@ -183,14 +186,25 @@ fn headers_of(file: &File, etag: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     put(&mut headers, ETAG, etag);
     put(&mut headers, ACCEPT_RANGES, "bytes");
-    // The bytes of an id never change; who may have them is said by the URL or the key.
-    put(&mut headers, CACHE_CONTROL, "private, max-age=31536000, immutable");
+    put(&mut headers, CACHE_CONTROL, &cache_control(file.expires_at, UnixMillis::now()));
     put(&mut headers, CONTENT_DISPOSITION, &disposition(&file.name));
     put(&mut headers, X_CONTENT_TYPE_OPTIONS, "nosniff");
     // RFC 9530, so that a client can check what it put together from ranges.
     let digest = format!("sha-256=:{}:", STANDARD.encode(file.checksum.as_bytes()));
     put(&mut headers, HeaderName::from_static("repr-digest"), &digest);
     headers
+}
+
+/// The bytes of an id never change, and who may have them is said by the URL or the key; a copy may live as long as the file.
+fn cache_control(expires_at: Option<UnixMillis>, now: UnixMillis) -> String {
+    match expires_at {
+        None => "private, max-age=31536000, immutable".to_owned(),
+        Some(at) => {
+            // Down to the second before, in which a URL opens nothing any more.
+            let left = (at.as_millis() - now.as_millis()).div_euclid(1_000).max(0);
+            format!("private, max-age={left}")
+        }
+    }
 }
 
 /// The file's name for a browser (RFC 6266), with what is not plain in the form of RFC 8187.
@@ -272,6 +286,14 @@ mod tests {
         assert_eq!(disposition("firmware-2.0.bin"), "attachment; filename=\"firmware-2.0.bin\"");
         assert_eq!(disposition("a\"; x=y"), "attachment; filename*=UTF-8''a%22%3B%20x%3Dy");
         assert_eq!(disposition("ü"), "attachment; filename*=UTF-8''%C3%BC");
+    }
+
+    #[test]
+    fn a_copy_lives_no_longer_than_its_file() {
+        let at = UnixMillis::from_millis_clamped;
+        assert_eq!(cache_control(None, at(0)), "private, max-age=31536000, immutable");
+        assert_eq!(cache_control(Some(at(61_999)), at(1_000)), "private, max-age=60");
+        assert_eq!(cache_control(Some(at(1_000)), at(1_001)), "private, max-age=0");
     }
 
     #[test]

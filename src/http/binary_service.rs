@@ -24,7 +24,7 @@ use crate::artifacts::{
     BlobError, BlobStore, Description, DownloadUrls, Feeder, InvalidDescription, Kept, TransferCounters, Upload,
 };
 use crate::clock::UnixMillis;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::{beginning, ApiError, ErrorCode};
 use crate::store::{BinaryRecord, NewBinary, Store, StoreError};
 
 pub const UPLOAD_BINARY: &str = "fleetd.v1.BinaryService/UploadBinary";
@@ -39,6 +39,9 @@ pub const MAX_UPLOAD_MESSAGE_BYTES: usize = MAX_CHUNK_BYTES / 3 * 4 + (64 << 10)
 
 /// Uploads at once. Each holds up to three of the largest chunks, 12 MiB; operators have one or two.
 const MAX_UPLOADS: usize = 16;
+
+/// Characters of an id that an error repeats: ids of files have some ten.
+const MAX_SHOWN: usize = 64;
 /// An uploader's next message must have come whole by then; the largest one at 70 KB/s.
 const CHUNK_WITHIN: Duration = Duration::from_secs(60);
 /// How long an upload may go on after the server was told to stop; the whole stop has 4 s for requests in flight.
@@ -233,7 +236,7 @@ impl BinaryService {
     /// What the registry knows of a file.
     pub(super) async fn file(&self, binary_id: &str) -> Result<BinaryRecord, ApiError> {
         self.store.binary(binary_id).await?.ok_or_else(|| {
-            let shown: String = binary_id.chars().take(64).collect();
+            let shown = beginning(binary_id, MAX_SHOWN);
             ApiError::not_found(format!("there is no binary {shown:?}; UploadBinary gives ids"))
         })
     }

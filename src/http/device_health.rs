@@ -14,7 +14,7 @@ use crate::actors::directory::DeviceDirectory;
 use crate::actors::entry::DeviceEntry;
 use crate::analytics::health::{Histories, Subject};
 use crate::clock::UnixMillis;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::{beginning, ApiError, ErrorCode};
 use crate::fleet::{CheckupRequest, Examined};
 use crate::health::{self, Thresholds, Triage, Vitals};
 use crate::query::Filter;
@@ -27,8 +27,9 @@ const DEFAULT_DEVICES: usize = 1_000;
 /// fleet is first looked through with BASIC, and then where it hurts.
 const MAX_COMPREHENSIVE: usize = 100_000;
 
-/// Ids that an error names.
+/// Ids that an error names, and characters of each.
 const MAX_NAMED: usize = 5;
+const MAX_SHOWN: usize = 80;
 
 /// A request that was understood.
 struct Asked {
@@ -93,7 +94,7 @@ fn known(ids: &[String], directory: &DeviceDirectory) -> Result<Vec<Arc<DeviceEn
     }
     // Bounded, because the answer repeats them.
     let named: Vec<String> =
-        unknown.iter().take(MAX_NAMED).map(|id| format!("{:?}", id.chars().take(80).collect::<String>())).collect();
+        unknown.iter().take(MAX_NAMED).map(|id| format!("{:?}", beginning(id, MAX_SHOWN))).collect();
     let others = match unknown.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
         others => format!(" and {others} more"),
@@ -168,6 +169,8 @@ impl AnalyticsService {
         self.access.authorize(call, GET_DEVICE_HEALTH).await?;
         let now = UnixMillis::now();
         let Asked { request, is_comprehensive, wanted } = Asked::of(request, &self.directory, now)?;
+        // Counted once it is encoded: before, it is small beside the limit.
+        call.held = Some(self.room.hold());
         let rules = Arc::clone(&self.health);
         if !is_comprehensive {
             let triage = self.queries.checkup(request, rules, Triage::new(wanted), see).await?;

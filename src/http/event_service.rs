@@ -14,7 +14,7 @@ use super::device_service::{metrics_of, timestamp, DeviceService};
 use super::heartbeats::{Answers, RETRY_STREAM};
 use super::{rpc, wire};
 use crate::clock::UnixMillis;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::{beginning, ApiError, ErrorCode};
 use crate::events::{Event, Kind, Subscription, What};
 use crate::query::Filter;
 use crate::store;
@@ -67,6 +67,9 @@ impl DeviceService {
     }
 }
 
+/// Characters of an event's name that an error repeats: more than any has.
+const MAX_SHOWN: usize = 40;
+
 /// No names mean all events but heartbeats, which are many.
 fn kinds_of(names: &[String]) -> Result<Vec<Kind>, ApiError> {
     if names.is_empty() {
@@ -79,7 +82,7 @@ fn kinds_of(names: &[String]) -> Result<Vec<Kind>, ApiError> {
             None if NOT_YET_TOLD.contains(&name.as_str()) => {}
             None => {
                 let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).chain(NOT_YET_TOLD).collect();
-                let shown: String = name.chars().take(40).collect();
+                let shown = beginning(name, MAX_SHOWN);
                 let message = format!("events has {shown:?}, which is no event; there are {}", known.join(", "));
                 return Err(ApiError::invalid_argument(message));
             }

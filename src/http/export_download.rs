@@ -6,13 +6,13 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use super::access::{credential_of, Call};
 use super::analytics_service::{AnalyticsService, GET_EXPORT};
 use super::artifact_download::{self as download, Asked, File, Refusal};
-use super::exports::file_name;
+use super::exports::{file_name, MAX_SHOWN};
 use super::gateway::GatewayBody;
 use super::wire;
 use crate::analytics::export::Form;
 use crate::artifacts::{BlobError, UrlRefusal, EXPORT_PATH_PREFIX};
 use crate::clock::UnixMillis;
-use crate::error::{ApiError, ErrorCode};
+use crate::error::{beginning, ApiError, ErrorCode};
 use crate::store::{ExportRecord, ExportState};
 
 impl AnalyticsService {
@@ -47,11 +47,13 @@ impl AnalyticsService {
         let (record, _) = self.look(name.split_once('.').map_or(name, |(export_id, _)| export_id)).await?;
         let checksum = match (record.state, record.checksum) {
             (ExportState::Succeeded, Some(checksum)) if !is_over => checksum,
+            // An export that waited for its turn is kept longer than was said when it was asked for.
+            (ExportState::Succeeded, Some(_)) => return Err(old_url(&record)),
             _ => return Err(not_there(&record)),
         };
         let full_name = file_name(&record);
         if name != full_name {
-            let shown: String = name.chars().take(64).collect();
+            let shown = beginning(name, MAX_SHOWN);
             let message = format!("there is no {shown}; the file of {} is {full_name}", record.id);
             return Err(ApiError::not_found(message).into());
         }
@@ -60,6 +62,7 @@ impl AnalyticsService {
             content_type: Form::from_name(&record.form).map_or("application/octet-stream", Form::content_type),
             checksum,
             size_bytes: record.size_bytes,
+            expires_at: Some(record.expires_at),
             id: record.id,
         };
         let plan = download::plan(asked, is_head, &file)?;
@@ -85,6 +88,11 @@ fn not_there(record: &ExportRecord) -> Box<Refusal> {
         }
     };
     Box::new(Refusal { status, error: ApiError::not_found(message), headers: Vec::new() })
+}
+
+fn old_url(record: &ExportRecord) -> Box<Refusal> {
+    let message = format!("the time of this URL is over; GetExport gives a fresh one of {}", record.id);
+    Box::new(Refusal { status: StatusCode::GONE, error: ApiError::not_found(message), headers: Vec::new() })
 }
 
 fn unreadable(id: &str, error: BlobError) -> ApiError {

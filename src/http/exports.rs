@@ -13,13 +13,16 @@ use super::device_service::timestamp;
 use crate::analytics::export::{Columns, Form, Job, Snapshot, Subject};
 use crate::analytics::Choice;
 use crate::clock::UnixMillis;
-use crate::error::ApiError;
+use crate::error::{beginning, ApiError};
 use crate::query::Filter;
 use crate::store::{ExportRecord, ExportState};
 
 /// How long ExportData waits for a small export, so that its caller has the file at once. People wait so long without
 /// wondering, and clients far longer.
 const WAIT: Duration = Duration::from_secs(3);
+
+/// Characters of an id or a name that an error repeats: ids of exports have some ten.
+pub(super) const MAX_SHOWN: usize = 64;
 
 impl AnalyticsService {
     /// Permission: `analytics:export`.
@@ -60,7 +63,7 @@ impl AnalyticsService {
     /// An export, as it is now: expired as soon as its time is over.
     pub(super) async fn look(&self, export_id: &str) -> Result<(ExportRecord, Snapshot), ApiError> {
         let Some((mut record, snapshot)) = self.exports.look(export_id).await? else {
-            let shown: String = export_id.chars().take(64).collect();
+            let shown = beginning(export_id, MAX_SHOWN);
             return Err(ApiError::not_found(format!("there is no export {shown:?}; ExportData gives ids")));
         };
         if record.state == ExportState::Succeeded && record.expires_at <= UnixMillis::now() {

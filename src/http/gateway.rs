@@ -18,6 +18,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
 use serde::Deserialize;
 
+use super::answers::{AnswerSlot, Sending};
 use super::artifact_download;
 use super::binary_service::UPLOAD_BINARY;
 use super::intake::{self, Counted, Intake};
@@ -122,6 +123,12 @@ impl Gateway {
             path if path.starts_with(QUESTIONS) => self.questions.clone(),
             _ => self.rpc.clone(),
         };
+        let slot = request.uri().path().starts_with(QUESTIONS).then(AnswerSlot::default);
+        slot.iter().for_each(|slot| drop(request.extensions_mut().insert(slot.clone())));
+        let with_room = |body| match slot.and_then(|slot| slot.take()) {
+            Some(held) => GatewayBody::Answer(Sending::new(body, held)),
+            None => GatewayBody::Rpc(body),
+        };
         let was_refused = Arc::new(AtomicBool::new(false));
         // The messages of a stream are taken in one by one, and their sum says nothing.
         let share = (!self.takes_stream(request.uri().path())).then(|| self.intake.share());
@@ -132,7 +139,7 @@ impl Gateway {
             if was_refused.load(Ordering::Acquire) {
                 return framed.map_or_else(|| busy(id, true), busy_in_grpc);
             }
-            return answer.map(GatewayBody::Rpc);
+            return answer.map(with_room);
         }
         ask_as_connect_get(&mut request);
         let facts = FactsSlot::default();
@@ -143,7 +150,7 @@ impl Gateway {
             return busy(id, false);
         }
         if response.status().is_success() {
-            return response.map(GatewayBody::Rpc);
+            return response.map(with_room);
         }
         let facts = std::mem::take(&mut *facts.0.lock());
         in_envelope(response, &asked, id, &facts).await
@@ -314,6 +321,8 @@ pub(super) fn error_body(code: ErrorCode, message: &str, id: &HeaderValue, is_co
 pub enum GatewayBody {
     Full(Option<Bytes>),
     Rpc(ConnectRpcBody),
+    /// A large one, that counts until its client has it.
+    Answer(Sending),
     Feed(Feed),
     /// Nothing, in answer to HEAD, where GET would have so many bytes.
     Head(u64),
@@ -340,6 +349,9 @@ impl Body for GatewayBody {
             Self::Rpc(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
             }
+            Self::Answer(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
+            }
             Self::Feed(feed) => Pin::new(feed).poll_next(cx).map(|piece| {
                 piece.map(|piece| {
                     piece.map(Frame::data).map_err(|error| {
@@ -356,6 +368,7 @@ impl Body for GatewayBody {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Rpc(body) => body.is_end_stream(),
+            Self::Answer(body) => body.is_end_stream(),
             Self::Feed(feed) => feed.remaining() == 0,
             Self::Head(_) => true,
         }
@@ -365,6 +378,7 @@ impl Body for GatewayBody {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Rpc(body) => body.size_hint(),
+            Self::Answer(body) => body.size_hint(),
             Self::Feed(feed) => SizeHint::with_exact(feed.remaining()),
             Self::Head(bytes) => SizeHint::with_exact(*bytes),
         }

@@ -6,13 +6,14 @@ use fleetd_proto::{Duration, Timestamp};
 
 use super::access::Call;
 use super::analytics_service::{AnalyticsService, GET_METRICS};
+use super::near_names::{self, LABEL_PREFIX};
 use crate::analytics::metrics::{Answer, MetricsReader};
 use crate::analytics::question::{
     least_interval, Asked, AskedSpan, GroupBy, Question, Subject, MAX_INTERVALS, ONLINE_COUNT,
 };
 use crate::analytics::{series, Span};
 use crate::clock::UnixMillis;
-use crate::error::ApiError;
+use crate::error::{beginning, ApiError};
 use crate::ids::DeviceId;
 use crate::query::Filter;
 use crate::telemetry::metric::{Aggregation, Metric};
@@ -28,8 +29,8 @@ const MAX_LABEL_BYTES: usize = 256;
 /// Shortest interval in milliseconds.
 const MIN_INTERVAL: i64 = 1_000;
 
-/// Says that a label of devices is meant, whatever it is called.
-const LABEL_PREFIX: &str = "labels.";
+/// Characters of a request's text that an error repeats.
+const MAX_SHOWN: usize = 80;
 
 impl AnalyticsService {
     /// Permission: `analytics:view`.
@@ -39,12 +40,48 @@ impl AnalyticsService {
         request: GetMetricsRequest,
     ) -> Result<GetMetricsResponse, ApiError> {
         self.access.authorize(call, GET_METRICS).await?;
+        let doubtful = doubtful_labels(&request);
         let question = question(request, UnixMillis::now())?;
+        self.check_labels(doubtful).await?;
         let reader =
             MetricsReader { pool: &self.pool, queries: &self.queries, coverage: &self.coverage, online: &self.online };
-        let answer = reader.read(&question).await?;
+        let mut held = self.room.hold();
+        let answer = reader.read(&question, &mut held).await?;
+        call.held = Some(held);
         Ok(told(&question, answer))
     }
+
+    /// Refuses labels that are nearly called as something else and that no device has: the answer would be of nobody, or
+    /// of everybody together, and look like one.
+    async fn check_labels(&self, doubtful: Vec<Doubtful>) -> Result<(), ApiError> {
+        for Doubtful { field, key, near } in doubtful {
+            if !self.queries.has_label(key.clone()).await? {
+                return Err(ApiError::invalid_argument(format!(
+                    "{field} is {}, a label that no device has; give {near} if that is meant, or {LABEL_PREFIX}{} for the \
+                     label all the same",
+                    shown(&key),
+                    beginning(&key, MAX_SHOWN)
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A label that is nearly called as something else.
+struct Doubtful {
+    /// Where it stands.
+    field: String,
+    key: String,
+    near: &'static str,
+}
+
+fn doubtful_labels(request: &GetMetricsRequest) -> Vec<Doubtful> {
+    let keys = request.labels.keys().map(|key| ("a key of labels".to_owned(), key));
+    let groups = request.group_by.iter().enumerate().map(|(at, key)| (format!("group_by[{at}]"), key));
+    keys.chain(groups)
+        .filter_map(|(field, key)| Some(Doubtful { field, near: near_names::dimension(key)?, key: key.clone() }))
+        .collect()
 }
 
 /// Checks a request.
@@ -89,8 +126,7 @@ fn question(request: GetMetricsRequest, now: UnixMillis) -> Result<Question, Api
 
 /// A text of a request as an error repeats it: its beginning, with everything visible.
 fn shown(text: &str) -> String {
-    let beginning: String = text.chars().take(80).collect();
-    format!("{beginning:?}")
+    format!("{:?}", beginning(text, MAX_SHOWN))
 }
 
 fn metrics(names: &[String]) -> Result<Vec<Asked>, ApiError> {
@@ -109,7 +145,7 @@ fn metrics(names: &[String]) -> Result<Vec<Asked>, ApiError> {
             Ok(metric) => Subject::Reported(metric),
             Err(error) => return Err(ApiError::invalid_argument(format!("metric_names[{at}] {error}"))),
         };
-        metrics.push(Asked { name: name.clone(), of });
+        metrics.push(Asked { name: name.clone(), of, near: near_names::metric(name) });
     }
     Ok(metrics)
 }
@@ -157,7 +193,16 @@ fn time(field: &str, given: Option<Timestamp>) -> Result<Option<UnixMillis>, Api
         let message = format!("{field} is {given}; give a time of the years 1 to 9999, such as 2024-01-01T00:00:00Z");
         return Err(ApiError::invalid_argument(message));
     }
-    Ok(Some(UnixMillis::from_parts_clamped(given.seconds, given.nanos)))
+    let kept = UnixMillis::from_parts_clamped(given.seconds, given.nanos);
+    // The answer repeats the times: what it is about is what was asked for, or there is none.
+    if kept.as_millis().div_euclid(1_000) != given.seconds {
+        let message = format!(
+            "{field} is {given}; nothing is kept of times before 1900 or after 2299: give a time of these years, such as \
+             2024-01-01T00:00:00Z"
+        );
+        return Err(ApiError::invalid_argument(message));
+    }
+    Ok(Some(kept))
 }
 
 /// In milliseconds.

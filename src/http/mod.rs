@@ -5,6 +5,7 @@
 //! services ([`device_service`], [`binary_service`], …); [`artifact_download`] serves files to plain HTTP clients; [`wire`] writes errors as each kind of client expects them.
 pub mod access;
 pub mod analytics_service;
+pub mod answers;
 pub mod artifact_download;
 pub mod binary_service;
 pub mod byte_range;
@@ -29,6 +30,7 @@ pub mod http2;
 pub mod intake;
 pub mod listing;
 pub mod metrics_query;
+mod near_names;
 pub mod operations;
 pub mod pages;
 pub mod registration;

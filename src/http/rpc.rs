@@ -110,10 +110,9 @@ macro_rules! unary {
                 Ok(request) => service.$method(&mut call, request).await,
                 Err(error) => Err(service.access.undecodable(&mut call, error)),
             };
-            match answer {
-                Ok(message) => respond(&message, &call, $format),
-                Err(error) => Err(wire::connect_error(call.sign(error), call.quota.as_ref(), facts.as_ref())),
-            }
+            answer
+                .and_then(|message| respond(&message, &mut call, $format))
+                .map_err(|error| wire::connect_error(call.sign(error), call.quota.as_ref(), facts.as_ref()))
         })
     }};
 }
@@ -209,10 +208,10 @@ impl Dispatcher for FleetRpc {
             let service = Arc::clone(&self.binaries);
             return Box::pin(async move {
                 let mut call = Call::from_context(&context);
-                match service.upload(&mut call, messages, format).await {
-                    Ok(message) => respond(&message, &call, format),
-                    Err(error) => Err(wire::connect_error(call.sign(error), call.quota.as_ref(), None)),
-                }
+                let answer = service.upload(&mut call, messages, format).await;
+                answer
+                    .and_then(|message| respond(&message, &mut call, format))
+                    .map_err(|error| wire::connect_error(call.sign(error), call.quota.as_ref(), None))
             });
         }
         let refusal = self.not_served(path, &context);
@@ -340,11 +339,12 @@ fn streamed(messages: heartbeats::Answers) -> Response<connectrpc::response::Enc
     Response::new(Box::pin(messages.map(|message| message.map(EncodedBody::from))))
 }
 
-fn respond<M>(message: &M, call: &Call, format: CodecFormat) -> Result<EncodedResponse, ConnectError>
+fn respond<M>(message: &M, call: &mut Call, format: CodecFormat) -> Result<EncodedResponse, ApiError>
 where
     M: prost::Message + Serialize,
 {
-    let body = encode(message, format).map_err(|error| wire::connect_error(error, None, None))?;
+    let body = encode(message, format)?;
+    call.settle(body.len())?;
     let mut response = Response::new(EncodedBody::from(body));
     if let Some(quota) = &call.quota {
         wire::set_limit_headers(&mut response.headers, quota);

@@ -132,7 +132,7 @@ impl Field {
                 let known = "id, name, type, version, status, last_seen, registered_at, cpu_usage, memory_usage, \
                              disk_usage, other live metrics by name, system_info.FIELD, metrics.NAME, metadata.KEY \
                              and labels.KEY";
-                Err(format!("there is no field {}{near}; fields are {known}", shown(name)))
+                Err(format!("there is no field {}; fields are {known}{near}", shown(name)))
             }
         }
     }

@@ -122,7 +122,7 @@ fn states(
         let names = "unknown, online, late, offline and maintenance";
         return Err(QueryError {
             column,
-            message: format!("there is no status {}{near}; there are {names}", shown(&pattern.text)),
+            message: format!("there is no status {}; there are {names}{near}", shown(&pattern.text)),
         });
     }
     Ok(STATES.iter().filter(move |(name, _)| pattern.matches(name)))

@@ -8,6 +8,7 @@ use fleetd_proto::v1::{wave_spec, DeploymentConfig, MetricGate, RolloutPolicy, U
 use super::policy::{Policy, WavePolicy, WaveSize};
 use super::window;
 use crate::clock::UnixMillis;
+use crate::error::beginning;
 use crate::query::Filter;
 use crate::telemetry::metric::{Aggregation, Metric};
 
@@ -22,6 +23,8 @@ pub const MAX_STRATIFY_LABELS: usize = 8;
 
 const MAX_PARALLEL: u32 = 100_000;
 const MAX_ATTEMPTS: u32 = 10;
+/// Characters of a text of the policy that an error repeats: more than a time, a zone or an aggregation has.
+pub(super) const MAX_SHOWN: usize = 40;
 const MAX_WAVE_NAME_BYTES: usize = 64;
 const MAX_LABEL_BYTES: usize = 64;
 const MAX_CONTROL_PERCENTAGE: f64 = 50.0;
@@ -309,7 +312,10 @@ fn gate(field: &str, given: &MetricGate) -> Parsed<MetricGate> {
     let Some(aggregation) = aggregation else {
         return Err(invalid(
             format!("{field}.aggregation"),
-            format!("is {:?}; gates know AVG, MIN, MAX, P50, P90, P95 and P99", beginning(&given.aggregation)),
+            format!(
+                "is {:?}; gates know AVG, MIN, MAX, P50, P90, P95 and P99",
+                beginning(&given.aggregation, MAX_SHOWN)
+            ),
         ));
     };
     let bounds = [
@@ -424,11 +430,6 @@ fn name(strategy: Strategy) -> &'static str {
         Strategy::Canary => "CANARY",
         Strategy::Waves => "WAVES",
     }
-}
-
-/// As much of a caller's text as an error shows.
-fn beginning(text: &str) -> String {
-    text.chars().take(40).collect()
 }
 
 impl From<InvalidPolicy> for crate::error::ApiError {

@@ -11,8 +11,9 @@ use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::{Offset, TimeZone};
 use jiff::Timestamp;
 
-use super::policy_parse::MAX_WINDOWS;
+use super::policy_parse::{MAX_SHOWN, MAX_WINDOWS};
 use crate::clock::UnixMillis;
+use crate::error::beginning;
 
 /// As the zone of a window: each device's own.
 pub const DEVICE_ZONE: &str = "device";
@@ -56,7 +57,7 @@ fn check_one(window: &MaintenanceWindow) -> Result<(), (&'static str, String)> {
         }
     }
     if time_of_day(&window.start).is_none() {
-        return Err(("start", format!("is {:?}; give HH:MM, 00:00 to 23:59", beginning(&window.start))));
+        return Err(("start", format!("is {:?}; give HH:MM, 00:00 to 23:59", beginning(&window.start, MAX_SHOWN))));
     }
     match window.duration.map(Duration::try_from) {
         Some(Ok(duration)) if (MIN_DURATION..=MAX_DURATION).contains(&duration) => {}
@@ -70,7 +71,7 @@ fn check_one(window: &MaintenanceWindow) -> Result<(), (&'static str, String)> {
             "time_zone",
             format!(
                 "is {:?}, which is not known; give a name such as Europe/Zurich, an offset such as +02:00, or device",
-                beginning(&window.time_zone)
+                beginning(&window.time_zone, MAX_SHOWN)
             ),
         ));
     }
@@ -206,10 +207,6 @@ fn zone(text: &str) -> Option<TimeZone> {
     let (hours, minutes) = two_numbers(&text[1..]).filter(|(hours, minutes)| *hours < 24 && *minutes < 60)?;
     let seconds = i32::from(hours) * 3_600 + i32::from(minutes) * 60;
     Offset::from_seconds(sign * seconds).ok().map(TimeZone::fixed)
-}
-
-fn beginning(text: &str) -> String {
-    text.chars().take(40).collect()
 }
 
 #[cfg(test)]

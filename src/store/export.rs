@@ -66,6 +66,9 @@ pub trait ExportStore: Send + Sync {
     /// The export with this id; `None` also for what is no id.
     fn export(&self, id: &str) -> StoreFuture<Option<ExportRecord>>;
 
+    /// Its turn came after a wait: it is kept until `expires_at` now. Whether it was running still.
+    fn prolong_export(&self, id: &str, expires_at: UnixMillis) -> StoreFuture<bool>;
+
     /// Its file is whole. Whether it was running still.
     fn finish_export(&self, id: &str, file: ExportedFile) -> StoreFuture<bool>;
 

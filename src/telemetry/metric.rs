@@ -3,6 +3,7 @@
 //!
 //! Pure. Every expression is a constant of this file; what a caller names reaches ClickHouse as a bound parameter only.
 use super::row::heartbeat::is_metric_name;
+use crate::error::beginning;
 
 /// A metric by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,11 @@ pub struct Known {
     pub nature: Nature,
     /// NULL where a row does not tell it.
     value: &'static str,
+}
+
+/// The names of all metrics that the server knows.
+pub fn known_names() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|known| known.name)
 }
 
 impl Known {
@@ -143,6 +149,9 @@ const CUSTOM: &str = "if(mapContains(metrics, {metric:String}), metrics[{metric:
 /// Says that a metric of the fleet's own is meant, whatever it is called.
 pub const CUSTOM_PREFIX: &str = "metrics.";
 
+/// Characters of a name that an error repeats: all that a metric can have, and enough to see what is too much.
+const MAX_SHOWN: usize = 80;
+
 /// A name that no metric can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is {name:?}; names of metrics are 1 to 64 of A-Z a-z 0-9 _ .")]
@@ -162,7 +171,7 @@ impl Metric {
         let custom = name.strip_prefix(CUSTOM_PREFIX).unwrap_or(name);
         if !is_metric_name(custom) {
             // Bounded, because the answer repeats it.
-            return Err(InvalidMetricName { name: name.chars().take(80).collect() });
+            return Err(InvalidMetricName { name: beginning(name, MAX_SHOWN).into_owned() });
         }
         Ok(Self::Custom(custom.to_owned()))
     }

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 use serde_json::{json, Value};
 
 use super::support::clickhouse::run;
-use super::support::{wait_until, Options, Server, ADMIN_KEY};
+use super::support::client::Client;
+use super::support::wire::Http1;
+use super::support::{send_signal, wait_until, Options, Server, ADMIN_KEY};
 use super::{post, time};
 use fleetd::clock::UnixMillis;
 
@@ -331,4 +333,34 @@ fn thresholds_that_cannot_be_stop_the_start_by_name_and_value() {
     assert!(!output.status.success());
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(told.contains("health.cpu_percent: warning = 96 comes after critical = 95"), "{told}");
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_blamed_and_not_the_others_who_ask() {
+    let server = super::server();
+    let key = register(&server, "rpi-001", json!({}));
+    heartbeat(&server, "rpi-001", &key, stats(25.5));
+    let is_there = wait_until(PATIENCE, || server.metrics().get("fleetd_writer_lag_records") == 0.0);
+    assert!(is_there, "{}", server.log());
+    let request = json!({ "device_ids": ["rpi-001"], "check_type": "COMPREHENSIVE" });
+    send_signal(server.engine_pid().expect("an engine"), libc::SIGSTOP);
+    // Two have all the turns there are, and wait for an answer; the third is told that it gets none.
+    let question = json!({ "metric_names": ["cpu_usage"] });
+    let ask_on = |mut connection: Http1| {
+        let message = question.to_string();
+        let ask = Client::Json1.call("AnalyticsService/GetMetrics", Some(ADMIN_KEY), message.as_bytes());
+        connection.send(&ask.on_http1());
+        connection
+    };
+    let _others = [(); 3].map(|()| ask_on(Http1::open(server.http())));
+    let is_taken = wait_until(PATIENCE, || server.metrics().get("fleetd_analytics_questions_refused_total") == 1.0);
+    assert!(is_taken, "{}", server.log());
+    let (code, message) = ask(&server, &request).expect_err("nobody answers");
+    assert_eq!(code, "UNAVAILABLE", "{message}");
+    assert!(message.contains("the telemetry store does not answer"), "{message}");
+    let (code, message) = super::refused(&server, &question);
+    assert_eq!(code, "UNAVAILABLE", "{message}");
+    assert!(message.contains("the telemetry store does not answer"), "{message}");
+    // What is known without it is told.
+    assert_eq!(health(&server, &json!({ "device_ids": ["rpi-001"] }))["summary"]["totalDevices"], 1);
 }

@@ -9,9 +9,11 @@ mod limits;
 mod live;
 mod metrics;
 mod naive;
+mod names;
 mod online;
 mod reference;
 mod rollups;
+mod slow;
 mod world;
 
 use serde_json::Value;

@@ -115,6 +115,9 @@ fn a_file_is_served_as_http_says() {
         assert_eq!((reply.status, &reply.body), (200, &whole.body));
         assert_eq!(reply.header("accept-ranges"), Some("bytes"));
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+        let age = reply.header("cache-control").and_then(|cache| cache.strip_prefix("private, max-age="));
+        let age = age.and_then(|age| age.parse::<u32>().ok());
+        assert!(age.is_some_and(|age| (86_000..=86_400).contains(&age)), "no copy outlives the file: {reply:?}");
     }
     let head = http2(server.http(), &Ask { method: "HEAD", ..get() });
     assert_eq!((head.status, head.body.len()), (200, 0));

@@ -112,6 +112,24 @@ fn a_server_that_is_killed_within_an_export_leaves_nothing() {
 }
 
 #[test]
+fn the_time_of_an_export_begins_when_it_does_and_not_while_it_waits() {
+    let server = server();
+    send_signal(server.engine_pid().expect("an engine runs"), libc::SIGSTOP);
+    // Two are written at once, and stand still; the third waits.
+    let _running = [ask_for(&server, &many("CSV")), ask_for(&server, &many("CSV"))];
+    let begun = wait_until(SOON, || server.metrics().get("fleetd_exports_under_way") == 2.0);
+    assert!(begun, "{}", server.log());
+    let asked = export(&server, &many("CSV"));
+    let (id, promised) = (asked["exportId"].as_str().expect("an id"), asked["expiresAt"].as_str().expect("a time"));
+    assert_eq!(asked["status"]["state"], "RUNNING", "{asked}");
+    // Both fail, and make room.
+    server.sigkill_engine();
+    let end = over(&server, id);
+    let kept_until = end["expiresAt"].as_str().expect("a time");
+    assert!(kept_until > promised, "it waited for seconds, so it is kept for seconds longer: {asked}, {end}");
+}
+
+#[test]
 fn an_engine_that_is_killed_within_an_export_fails_it_and_no_other() {
     let server = server();
     with_many_rows(&server);

@@ -123,6 +123,33 @@ fn a_report_of_an_offer_that_was_taken_back_is_told_not_to_count() {
 }
 
 #[test]
+fn metrics_show_deployments_and_their_devices_by_state_until_they_end() {
+    let server = Server::with(Options::default().unlimited());
+    let key = online(&server, "rpi-001");
+    let shows = |name: &str, state: &str| server.metrics().get(&format!("fleetd_{name}{{state=\"{state}\"}}"));
+    assert_eq!(
+        (shows("deployments", "RUNNING"), shows("deployment_devices", "OFFERED")),
+        (0.0, 0.0),
+        "none is shown as 0"
+    );
+    ok(&server, "CreateUpdate", CREATE);
+    ok(&server, "DeployUpdate", DEPLOY);
+    await_offer(&server, "rpi-001", &key);
+    assert_eq!((shows("deployments", "RUNNING"), shows("deployment_devices", "OFFERED")), (1.0, 1.0));
+    ok(&server, "PauseDeployment", r#"{"deployment_id":"deploy-001","reason":"second thoughts"}"#);
+    assert_eq!((shows("deployments", "RUNNING"), shows("deployments", "PAUSED")), (0.0, 1.0));
+    assert_eq!(shows("deployments_ended_total", "CANCELLED"), 0.0);
+    ok(&server, "CancelDeployment", r#"{"deployment_id":"deploy-001"}"#);
+    let ended = wait_until(std::time::Duration::from_secs(20), || shows("deployments_ended_total", "CANCELLED") == 1.0);
+    assert!(ended, "{}", server.log());
+    let is_gone = wait_until(std::time::Duration::from_secs(20), || {
+        shows("deployments", "PAUSED") + shows("deployments", "CANCELLED") + shows("deployment_devices", "QUEUED")
+            == 0.0
+    });
+    assert!(is_gone, "what is over is no deployment that is open: {}", server.log());
+}
+
+#[test]
 fn a_heartbeat_whose_progress_cannot_be_is_refused_whole() {
     let server = Server::with(Options::default().unlimited());
     let key = online(&server, "rpi-001");

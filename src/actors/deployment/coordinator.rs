@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::handle::Handle;
+use super::handle::{Handle, Tally};
 use super::save::{Batch, Unsaved};
 use super::seat::Seat;
 use super::watch::Watch;
@@ -59,6 +59,7 @@ impl DeploymentCoordinator {
         joiners: super::joiners::Joiners,
     ) -> Self {
         let watch = Watch::from(rollout.head().watched, shared.directory.fleet());
+        handle.set_tally(tally(&rollout));
         Self {
             rollout,
             kept: seats.len(),
@@ -110,6 +111,9 @@ impl DeploymentCoordinator {
                 seat.said().updated_at = Some(now.wall);
             }
             self.note_work(*place);
+        }
+        if effects.is_head_changed {
+            self.handle.set_tally(tally(&self.rollout));
         }
         self.unsaved.add(effects, now.wall);
     }
@@ -221,6 +225,7 @@ impl DeploymentCoordinator {
         }
         // Before the answers: who is told that it is over finds the devices free.
         if self.rollout.is_final() && self.unsaved.is_empty() {
+            self.shared.ended.count(self.rollout.head().state);
             self.end(context);
         }
         batch.answer();
@@ -243,6 +248,11 @@ impl DeploymentCoordinator {
             entry.assignment.release(&self.handle);
         }
     }
+}
+
+fn tally(rollout: &Rollout) -> Tally {
+    let head = rollout.head();
+    Tally { state: head.state, devices: head.counts }
 }
 
 impl Drop for DeploymentCoordinator {

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::coordinator::DeploymentCoordinator;
 use super::release::Release;
-use crate::rollout::Place;
+use crate::rollout::{Counts, DeploymentState, Place};
 
 /// Shared by the table of open deployments, its coordinator, and the devices that it has.
 pub struct Handle {
@@ -16,13 +16,28 @@ pub struct Handle {
     /// Known once the registry has the deployment.
     id: OnceLock<String>,
     address: Mutex<Option<Addr<DeploymentCoordinator>>>,
+    /// How far it is, for who watches all of them together.
+    tally: Mutex<Tally>,
     /// Devices that report another version than before, or are gone. Bounded by the devices of the deployment.
     noticed: Mutex<HashSet<Place>>,
 }
 
+/// How far a deployment is: its state, and its devices by theirs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub state: DeploymentState,
+    pub devices: Counts,
+}
+
 impl Handle {
     pub(super) fn new(release: Arc<Release>) -> Arc<Self> {
-        Arc::new(Self { release, id: OnceLock::new(), address: Mutex::default(), noticed: Mutex::default() })
+        Arc::new(Self {
+            release,
+            id: OnceLock::new(),
+            address: Mutex::default(),
+            tally: Mutex::default(),
+            noticed: Mutex::default(),
+        })
     }
 
     /// Empty until the registry has the deployment; nobody can ask for it before.
@@ -42,6 +57,14 @@ impl Handle {
 
     pub(super) fn set_address(&self, address: Addr<DeploymentCoordinator>) {
         *self.address.lock() = Some(address);
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        *self.tally.lock()
+    }
+
+    pub(super) fn set_tally(&self, tally: Tally) {
+        *self.tally.lock() = tally;
     }
 
     /// Asks for a look at a device at the coordinator's next turn.

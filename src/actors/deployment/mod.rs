@@ -15,6 +15,7 @@ mod release;
 mod save;
 mod seat;
 mod start;
+mod tallies;
 mod tell;
 mod watch;
 
@@ -32,6 +33,7 @@ use tokio::sync::oneshot;
 pub use explain::Explained;
 pub use handle::Handle;
 pub use planning::Wish;
+pub use tallies::Tallies;
 
 use self::coordinator::{DeploymentCoordinator, Failure, Read, SaidNow, Stop, Tell};
 use crate::actors::directory::DeviceDirectory;
@@ -76,6 +78,7 @@ pub(super) struct Shared {
     clickhouse: ClickHouse,
     urls: DownloadUrls,
     open: DashMap<String, Arc<Handle>>,
+    ended: tallies::Ended,
     /// The thread of all coordinators.
     arbiter: ArbiterHandle,
     /// One start or revival at a time, so that a deployment never has two coordinators.
@@ -118,6 +121,7 @@ impl Deployments {
             clickhouse,
             urls,
             open: DashMap::new(),
+            ended: tallies::Ended::default(),
             arbiter,
             starting: tokio::sync::Mutex::default(),
             underway: Mutex::default(),

@@ -3,12 +3,16 @@
 //! Pure. Every expression is a constant of the crate. A request chooses among them by name; the one thing of its own that
 //! reaches ClickHouse is the name of a metric, as a bound parameter.
 use super::form::Form;
+use crate::error::beginning;
 use crate::query::suggestion;
 use crate::telemetry::metric::Metric;
 use crate::telemetry::row::heartbeat::is_metric_name;
 
 /// Most fields of one export. All heartbeats have some forty, the rest are the fleet's own metrics.
 pub const MAX_FIELDS: usize = 200;
+
+/// Characters of a name that an error repeats: more than any field has.
+const MAX_SHOWN: usize = 80;
 
 /// What begins the name of one of the fleet's own metrics.
 const CUSTOM_PREFIX: &str = "metrics.";
@@ -176,7 +180,7 @@ impl Subject {
 /// A field that cannot be exported; follows nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFields {
-    #[error("fields[{at}] is {name:?}, which {subject} does not have{near}; its fields are {all}")]
+    #[error("fields[{at}] is {name:?}, which {subject} does not have; its fields are {all}{near}")]
     Unknown { at: usize, name: String, subject: &'static str, near: String, all: String },
     #[error("fields[{at}] is {name:?}, which is there already; give each field once")]
     Repeated { at: usize, name: String },
@@ -282,7 +286,7 @@ fn custom_metric(subject: Subject, name: &str) -> Option<&str> {
 
 /// Bounded, because the answer repeats it.
 fn shown(name: &str) -> String {
-    name.chars().take(80).collect()
+    beginning(name, MAX_SHOWN).into_owned()
 }
 
 #[cfg(test)]

@@ -77,6 +77,8 @@ pub enum JobError {
     Parquet(#[from] parquet::Malformed),
     #[error("the server was stopped while the export was written; ask for it again")]
     Stopping,
+    #[error("its turn did not come before its time was over, since others were being written; ask for it again")]
+    NeverBegan,
     #[error("it was not whole when its time to be removed had come; ask for a shorter time or fewer fields")]
     Expired,
 }

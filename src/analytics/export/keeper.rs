@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{watch, Semaphore};
+use tokio::sync::{watch, Semaphore, SemaphorePermit};
 
 use super::job::{Job, JobError, Tools};
 use super::progress::{Progress, Snapshot};
@@ -49,7 +49,7 @@ pub struct Parts {
     pub blobs: BlobStore,
     pub writer: WriterHandle,
     pub stopping: watch::Receiver<bool>,
-    /// How long a file is kept.
+    /// How long an export may wait, then how long writing and keeping its file may take together.
     pub retention: Duration,
 }
 
@@ -170,8 +170,7 @@ impl Exports {
     pub async fn begin(&self, job: Job) -> Result<(ExportRecord, watch::Receiver<()>), ApiError> {
         let admitted = self.admit()?;
         let requested_at = UnixMillis::now();
-        let retention = i64::try_from(self.0.retention.as_millis()).unwrap_or(i64::MAX);
-        let expires_at = UnixMillis::from_millis_clamped(requested_at.as_millis().saturating_add(retention));
+        let expires_at = self.expiry_from(requested_at);
         let export = NewExport { form: job.form.name(), subject: job.subject.name(), requested_at, expires_at };
         let record = self.0.store.begin_export(export).await?;
         let running = Running::note(self, &record.id);
@@ -182,6 +181,11 @@ impl Exports {
             drop((running, admitted, over));
         });
         Ok((record, is_over))
+    }
+
+    fn expiry_from(&self, begin: UnixMillis) -> UnixMillis {
+        let retention = i64::try_from(self.0.retention.as_millis()).unwrap_or(i64::MAX);
+        UnixMillis::from_millis_clamped(begin.as_millis().saturating_add(retention))
     }
 
     fn admit(&self) -> Result<Admitted, ApiError> {
@@ -212,10 +216,13 @@ impl Exports {
     }
 
     async fn carry_out(&self, id: &str, job: &Job, progress: &Progress, expires_at: UnixMillis) {
-        let outcome = tokio::select! {
-            outcome = self.write(id, job, progress) => outcome,
-            () = self.stopped() => Err(JobError::Stopping.to_string()),
-            () = expired(expires_at) => Err(JobError::Expired.to_string()),
+        let outcome = match self.turn(id, expires_at).await {
+            Ok((_place, expires_at)) => tokio::select! {
+                outcome = self.write(id, job, progress) => outcome,
+                () = self.stopped() => Err(JobError::Stopping.to_string()),
+                () = expired(expires_at) => Err(JobError::Expired.to_string()),
+            },
+            Err(error) => Err(error.to_string()),
         };
         let counters = &self.0.counters;
         match outcome {
@@ -228,6 +235,33 @@ impl Exports {
                 counters.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(id, message, "export failed");
                 self.fail(id, message).await;
+            }
+        }
+    }
+
+    /// Waits for a place, until the time that the export was given at first. It has that time anew once it has a place, or
+    /// the file of one that waited would be removed as soon as it is whole, or before.
+    async fn turn(&self, id: &str, expires_at: UnixMillis) -> Result<(SemaphorePermit<'_>, UnixMillis), JobError> {
+        if let Ok(place) = self.0.places.try_acquire() {
+            return Ok((place, expires_at));
+        }
+        let place = tokio::select! {
+            // Never closed.
+            place = self.0.places.acquire() => place.map_err(|_| JobError::Stopping)?,
+            () = self.stopped() => return Err(JobError::Stopping),
+            () = expired(expires_at) => return Err(JobError::NeverBegan),
+        };
+        let prolonged = self.expiry_from(UnixMillis::now());
+        match self.0.store.prolong_export(id, prolonged).await {
+            Ok(_) => Ok((place, prolonged)),
+            Err(error) => {
+                let cause = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    id,
+                    cause,
+                    "the registry does not take that an export begins, it has the time that is left"
+                );
+                Ok((place, expires_at))
             }
         }
     }
@@ -251,8 +285,6 @@ impl Exports {
     }
 
     async fn write(&self, id: &str, job: &Job, progress: &Progress) -> Result<ExportedFile, String> {
-        // Never closed.
-        let _place = self.0.places.acquire().await;
         let mark = format!("fleetd {id} {}", uuid::Uuid::new_v4().simple());
         let (kept, rows) = job.run(&self.0.tools, &mark, progress).await.map_err(|error| {
             tracing::warn!(id, cause = &error as &dyn std::error::Error, "export broke off");

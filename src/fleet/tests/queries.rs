@@ -66,6 +66,14 @@ async fn devices_are_told_apart_by_their_labels_whatever_chunk_they_are_in() {
     assert_eq!((together.devices.len(), together.groups.len()), (250, 1));
 }
 
+#[actix_rt::test]
+async fn a_label_is_there_if_a_device_has_it_and_metadata_is_no_label() {
+    let queries = FleetQueries::start(fleet(2_500)).expect("threads");
+    let has = async |key: &str| queries.has_label(key.to_owned()).await.expect("an answer");
+    assert!(has("ring").await);
+    assert!(!has("type").await && !has("note-1").await && !has("").await);
+}
+
 #[test]
 fn a_filter_that_costs_too_much_is_stopped_and_says_what_to_do() {
     let index = fleet(10);

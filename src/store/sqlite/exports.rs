@@ -52,6 +52,16 @@ impl ExportStore for SqliteStore {
         })
     }
 
+    fn prolong_export(&self, id: &str, expires_at: UnixMillis) -> StoreFuture<bool> {
+        let Some(pk) = number_of(id) else { return Box::pin(async { Ok(false) }) };
+        self.write("keep until when an export is kept", WRITE_OVERHEAD, move |connection| {
+            let changed = connection
+                .prepare_cached("UPDATE exports SET expires_at = ?2 WHERE pk = ?1 AND state = ?3")?
+                .execute(params![pk, expires_at.as_millis(), RUNNING])?;
+            Ok(changed == 1)
+        })
+    }
+
     fn finish_export(&self, id: &str, file: ExportedFile) -> StoreFuture<bool> {
         let Some(pk) = number_of(id) else { return Box::pin(async { Ok(false) }) };
         self.write("keep that an export is whole", WRITE_OVERHEAD, move |connection| {
@@ -180,7 +190,11 @@ mod tests {
         let store = SqliteStore::open(&folder.path().join("registry.db")).unwrap();
         let first = store.begin_export(export(60)).await.unwrap();
         assert_eq!((first.id.as_str(), first.state), ("exp-001", ExportState::Running));
+        let later = UnixMillis::from_unix_seconds(1_900_000_000);
+        assert!(store.prolong_export("exp-001", later).await.unwrap());
         assert!(store.finish_export("exp-001", FILE).await.unwrap());
+        assert!(!store.prolong_export("exp-001", UnixMillis::EPOCH).await.unwrap(), "what was promised stays");
+        assert_eq!(store.export("exp-001").await.unwrap().unwrap().expires_at, later);
         assert!(!store.fail_export("exp-001", "late".into()).await.unwrap());
         let kept = store.export("exp-001").await.unwrap().unwrap();
         assert_eq!((kept.state, kept.rows, kept.size_bytes), (ExportState::Succeeded, 3, 100));
