@@ -54,6 +54,11 @@ pub struct Gateway {
     intake: Intake,
 }
 
+/// Whether an RPC may have ClickHouse work for long.
+pub(super) fn is_question(path: &str) -> bool {
+    path.starts_with(QUESTIONS)
+}
+
 /// Where the request came from; a request extension.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
@@ -119,7 +124,7 @@ impl Gateway {
         }
         let mut rpc = match request.uri().path() {
             path if path.strip_prefix('/') == Some(UPLOAD_BINARY) => self.uploads.clone(),
-            path if path.starts_with(QUESTIONS) => self.questions.clone(),
+            path if is_question(path) => self.questions.clone(),
             _ => self.rpc.clone(),
         };
         let was_refused = Arc::new(AtomicBool::new(false));
