@@ -27,9 +27,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What was seen longer ago says nothing about a question that begins now.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 
-/// Processors are scarce when threads waited for so much of the time in which they wanted one. Two cores with heartbeats at
-/// their limit show 0.4 without a question and 0.5 with one (docs/performance.md).
-const SCARCE: f64 = 0.2;
+/// A pause is made when threads waited for so much of the time in which they wanted a processor, while the question worked. On
+/// two cores with heartbeats at their limit it is a half (docs/performance.md).
+const SCARCE: f64 = 0.25;
+
+/// A pause ends early when they waited for less than this. It is far below [`SCARCE`], since no question works then: heartbeats
+/// at their limit wait less, and would still lose what the next question takes.
+const EASED: f64 = 0.1;
 
 /// Threads that want less of a processor than this, all together, are not short of any: what they wait is chance.
 const NOTICEABLE: f64 = 0.1;
@@ -67,8 +71,8 @@ fn threads() -> Threads {
     tasks.filter_map(|task| times(task.ok()?)).collect()
 }
 
-/// Whether the threads were short of processors between two looks.
-fn are_short(before: &Threads, after: &Threads, between: Duration) -> bool {
+/// For which part of the time in which they wanted a processor the threads waited for one, between two looks: 0 to 1.
+fn shortage(before: &Threads, after: &Threads, between: Duration) -> f64 {
     let (mut ran, mut waited) = (0, 0);
     for (id, now) in after {
         let then = before.get(id).copied().unwrap_or_default();
@@ -77,7 +81,10 @@ fn are_short(before: &Threads, after: &Threads, between: Duration) -> bool {
         waited += now.waited.saturating_sub(then.waited);
     }
     let wanted = (ran + waited) as f64;
-    wanted >= NOTICEABLE * between.as_nanos() as f64 && waited as f64 >= SCARCE * wanted
+    if wanted < NOTICEABLE * between.as_nanos() as f64 || wanted == 0.0 {
+        return 0.0;
+    }
+    waited as f64 / wanted
 }
 
 /// How long at most a turn stays taken after its work.
@@ -88,7 +95,7 @@ fn longest_pause(worked: Duration) -> Duration {
 struct Seen {
     at: Instant,
     threads: Threads,
-    is_scarce: bool,
+    shortage: f64,
 }
 
 /// Tells whether this server is short of processors, and waits while it is. Cheap to clone.
@@ -101,7 +108,7 @@ pub struct Pacer {
 impl Pacer {
     /// For a ClickHouse that shares this server's processors.
     pub fn of_shared_processors() -> Self {
-        let seen = Seen { at: Instant::now(), threads: threads(), is_scarce: false };
+        let seen = Seen { at: Instant::now(), threads: threads(), shortage: 0.0 };
         Self { seen: Some(Arc::new(Mutex::new(seen))) }
     }
 
@@ -112,26 +119,34 @@ impl Pacer {
         let is_old = seen.at.elapsed() > FORGET_AFTER;
         seen.look();
         if is_old {
-            seen.is_scarce = false;
+            seen.shortage = 0.0;
         }
     }
 
-    fn is_scarce(&self) -> bool {
-        let Some(seen) = &self.seen else { return false };
+    fn shortage(&self) -> f64 {
+        let Some(seen) = &self.seen else { return 0.0 };
         let mut seen = seen.lock();
         seen.look();
-        seen.is_scarce
+        seen.shortage
     }
 
-    /// Waits after work that took so long, until heartbeats have had their part or are short of nothing.
+    /// Waits after work that took so long, if heartbeats were short of processors meanwhile, until they have had their part
+    /// or are short of nothing.
     pub async fn pause(&self, worked: Duration) {
-        let (begun, longest) = (Instant::now(), longest_pause(worked));
-        while self.is_scarce() {
-            let left = longest.saturating_sub(begun.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left.min(LOOK_EVERY)).await;
+        pause(worked, || self.shortage()).await;
+    }
+}
+
+async fn pause(worked: Duration, shortage: impl Fn() -> f64) {
+    if shortage() < SCARCE {
+        return;
+    }
+    let (begun, longest) = (Instant::now(), longest_pause(worked));
+    loop {
+        let left = longest.saturating_sub(begun.elapsed());
+        tokio::time::sleep(left.min(LOOK_EVERY)).await;
+        if begun.elapsed() >= longest || shortage() < EASED {
+            return;
         }
     }
 }
@@ -144,7 +159,7 @@ impl Seen {
             return;
         }
         let threads = threads();
-        self.is_scarce = are_short(&self.threads, &threads, between);
+        self.shortage = shortage(&self.threads, &threads, between);
         (self.at, self.threads) = (Instant::now(), threads);
     }
 }
@@ -162,35 +177,39 @@ mod tests {
     }
 
     #[test]
-    fn threads_are_short_when_they_wait_for_a_part_of_the_time_they_want() {
+    fn threads_are_short_by_the_part_of_the_time_they_want_in_which_they_wait() {
         let before = of(&[(1, 5_000, 9_000), (2, 70, 10)]);
         let after = |ran: u64, waited: u64| of(&[(1, 5_000 + ran, 9_000 + waited), (2, 70 + ran, 10 + waited)]);
-        assert!(!are_short(&before, &after(900, 100), SECOND), "two cores for two threads");
-        assert!(are_short(&before, &after(600, 400), SECOND));
-        assert!(are_short(&before, &after(0, 1_000), SECOND), "starved is not idle");
+        for (ran, waited, expected) in [(900, 100, 0.1), (600, 400, 0.4), (1_000, 0, 0.0), (0, 1_000, 1.0)] {
+            let found = shortage(&before, &after(ran, waited), SECOND);
+            assert!((found - expected).abs() < 1e-9, "{ran} and {waited}: {found}");
+        }
     }
 
     #[test]
     fn threads_that_want_next_to_nothing_are_short_of_nothing() {
-        let before = of(&[(1, 100, 100)]);
-        assert!(!are_short(&before, &of(&[(1, 110, 130)]), SECOND), "3 of 4, of a 25th of a processor");
-        assert!(are_short(&before, &of(&[(1, 110, 130)]), SECOND / 5), "the same in less time is more");
+        let (before, after) = (of(&[(1, 100, 100)]), of(&[(1, 110, 130)]));
+        assert_eq!(shortage(&before, &after, SECOND), 0.0, "3 of 4, of a 25th of a processor");
+        assert_eq!(shortage(&before, &after, SECOND / 5), 0.75, "the same in less time is more");
     }
 
     #[test]
     fn threads_that_come_and_go_take_nothing_back() {
         let before = of(&[(1, 1_000, 0), (2, 90_000, 90_000)]);
-        assert!(are_short(&before, &of(&[(1, 1_200, 100)]), SECOND), "the one that ended does not count");
-        assert!(
-            are_short(&before, &of(&[(1, 1_200, 0), (3, 300, 300)]), SECOND),
-            "the new one does, from its beginning"
+        let after = |times| shortage(&before, &of(times), SECOND);
+        assert_eq!(after(&[(1, 1_300, 100)]), 0.25, "the one that ended does not count");
+        assert_eq!(after(&[(1, 1_200, 0), (3, 300, 500)]), 0.5, "the new one does, from its beginning");
+        assert_eq!(
+            after(&[(1, 1_900, 0), (2, 10, 10)]),
+            0.0,
+            "one that got the id of another does not until it has more"
         );
-        assert!(!are_short(&before, &of(&[(1, 1_900, 0), (2, 10, 10)]), SECOND), "nor does one that got its id");
     }
 
     #[test]
     fn without_counts_nothing_is_scarce() {
-        assert!(!are_short(&Threads::new(), &Threads::new(), SECOND));
+        assert_eq!(shortage(&Threads::new(), &Threads::new(), SECOND), 0.0);
+        assert_eq!(shortage(&Threads::new(), &Threads::new(), Duration::ZERO), 0.0);
         assert_eq!(Times::parse("12 34 5\n"), Some(Times { ran: 12, waited: 34 }));
         for text in ["", "12", "12 x 5", "-1 0 0"] {
             assert_eq!(Times::parse(text), None, "{text:?}");
@@ -204,33 +223,37 @@ mod tests {
         assert_eq!(longest_pause(Duration::MAX), MAX_PAUSE);
     }
 
-    /// A pacer whose last look was just now, so that it does not look again before the end of a short pause.
-    fn that_saw(is_scarce: bool) -> Pacer {
-        let seen = Seen { at: Instant::now(), threads: threads(), is_scarce };
-        Pacer { seen: Some(Arc::new(Mutex::new(seen))) }
+    /// Whether a pause after [`MAX_PAUSE`] of work, which would be as long, is over after so many looks: what each sees.
+    async fn is_over_after(sees: &[f64]) -> bool {
+        let looks = std::sync::atomic::AtomicUsize::new(0);
+        let see = || sees.get(looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).copied().unwrap_or(1.0);
+        let within = LOOK_EVERY * (sees.len() as u32 + 5);
+        tokio::time::timeout(within, pause(MAX_PAUSE, see)).await.is_ok()
     }
 
     #[tokio::test]
-    async fn only_who_worked_while_processors_were_scarce_pauses() {
-        let worked = LOOK_EVERY / 8;
-        let paused = async |pacer: Pacer| {
-            let begun = Instant::now();
-            pacer.pause(worked).await;
-            begun.elapsed()
-        };
-        assert!(paused(that_saw(true)).await >= longest_pause(worked));
-        for pacer in [that_saw(false), Pacer::default()] {
-            assert!(paused(pacer).await < longest_pause(worked));
-        }
+    async fn a_pause_begins_when_heartbeats_are_short_and_ends_early_when_they_are_short_of_nothing() {
+        assert!(is_over_after(&[SCARCE - 0.01]).await, "none");
+        assert!(!is_over_after(&[SCARCE, EASED]).await, "less, since no question works, and still short");
+        assert!(is_over_after(&[SCARCE, SCARCE, EASED - 0.01]).await);
+    }
+
+    #[tokio::test]
+    async fn a_pause_lasts_as_long_as_the_work_is_worth_and_no_longer() {
+        let (worked, begun) = (LOOK_EVERY / 8, Instant::now());
+        pause(worked, || 1.0).await;
+        assert!(begun.elapsed() >= longest_pause(worked));
+        let begun = Instant::now();
+        Pacer::default().pause(MAX_PAUSE).await;
+        assert!(begun.elapsed() < LOOK_EVERY, "ClickHouse has processors of its own");
     }
 
     #[test]
     fn what_was_seen_long_ago_does_not_count_for_work_that_begins() {
         let Some(at) = Instant::now().checked_sub(FORGET_AFTER * 2) else { return };
-        let starved = threads().into_keys().map(|id| (id, Times::default())).collect();
-        let seen = Seen { at, threads: starved, is_scarce: true };
+        let seen = Seen { at, threads: Threads::new(), shortage: 1.0 };
         let pacer = Pacer { seen: Some(Arc::new(Mutex::new(seen))) };
         pacer.begin();
-        assert!(!pacer.is_scarce());
+        assert_eq!(pacer.seen.expect("a pacer that looks").lock().shortage, 0.0);
     }
 }

@@ -9,7 +9,7 @@ use super::fields::{Columns, Subject};
 use super::form::{Form, RowCounter};
 use super::progress::Progress;
 use crate::analytics::device_set::{Choice, DeviceSet, StagedSet};
-use crate::analytics::pool::{AnalystPool, PoolError};
+use crate::analytics::pool::{AnalystPool, PoolError, NICE};
 use crate::artifacts::{BlobError, BlobStore, Kept, Upload, MAX_BINARY_BYTES};
 use crate::clock::UnixMillis;
 use crate::fleet::{FleetQueries, QueryFailure};
@@ -40,9 +40,10 @@ const LONGEST_WORK: Duration = Duration::from_secs(5);
 const READ_EVERY: Duration = Duration::from_secs(2);
 
 /// What an export may cost ClickHouse, beside what its form asks for.
-const SETTINGS: [(&str, &str); 7] = [
+const SETTINGS: [(&str, &str); 8] = [
     // One core; ingest has the others.
     ("max_threads", "1"),
+    NICE,
     // A block of all fields and what is read ahead is far below.
     ("max_memory_usage", "1000000000"),
     // A day. The one bound of an export's length is what the disk can take.
