@@ -5,6 +5,7 @@
 //! ```text
 //! cargo bench --bench analytics                                          # 10,000 devices, 100,000,000 rows
 //! FLEETD_BENCH_DEVICES=1000 FLEETD_BENCH_ROWS=3000000 cargo bench --bench analytics
+//! FLEETD_BENCH_DEVICES=1000 FLEETD_BENCH_ROWS=10000000 cargo bench --bench analytics -- beside   # heartbeats alone
 //! ```
 //!
 //! The rows are made inside the embedded ClickHouse, and their computed tables by the server's own statements; every
@@ -12,13 +13,14 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use fleetd::telemetry::clickhouse::{ClickHouse, ClickHouseConfig};
 use fleetd::telemetry::journal::JournalId;
 use fleetd::telemetry::rollup;
-use fleetd_loadtest::{Client, Fleet, FleetOptions, Load, Protocol, Target};
+use fleetd_loadtest::{Client, Code, Fleet, FleetOptions, Load, Protocol, Target};
 use fleetd_proto::v1::{
     GetDeviceHealthRequest, GetDeviceHealthResponse, GetMetricsRequest, GetMetricsResponse, HealthCheckType,
 };
@@ -26,6 +28,7 @@ use fleetd_proto::Timestamp;
 use support::{fill_registry, Server, ADMIN_KEY};
 use uuid::Uuid;
 
+const GET_METRICS: &str = "fleetd.v1.AnalyticsService/GetMetrics";
 const DAYS: u64 = 30;
 const DAY: i64 = 86_400;
 /// Askings of each question in each way; one before them warms up and does not count.
@@ -43,6 +46,7 @@ const CONNECTIONS: usize = 64;
 fn main() {
     let devices = std::env::var("FLEETD_BENCH_DEVICES").map_or(10_000, |n| n.parse().expect("a number of devices"));
     let rows = std::env::var("FLEETD_BENCH_ROWS").map_or(100_000_000, |n| n.parse().expect("a number of rows"));
+    let only_beside = std::env::args().any(|argument| argument == "beside");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(fill_registry(folder.path(), devices));
@@ -53,11 +57,16 @@ fn main() {
     {
         let server = Server::start(folder.path());
         runtime.block_on(plan.fill(&server));
+        if !only_beside {
+            runtime.block_on(plan.compute(&server));
+        }
     }
     // A start reads what is covered.
     let server = Server::start(folder.path());
     runtime.block_on(async {
-        plan.ask(&server).await;
+        if !only_beside {
+            plan.ask(&server).await;
+        }
         beside(&server, &plan).await;
     });
 }
@@ -117,6 +126,11 @@ impl Plan {
         }
         let took = started.elapsed().as_secs_f64();
         println!("{} rows made in {took:.0} s", DAYS * rows);
+    }
+
+    async fn compute(&self, server: &Server) {
+        let clickhouse = engine(server);
+        let rows = self.rows_a_day * self.devices;
         let started = Instant::now();
         let all = rollup::Positions { committed: DAYS * rows, audited: 0 };
         let parts = rollup::Parts {
@@ -250,7 +264,7 @@ impl Request {
     async fn ask(&self, client: &mut Client) {
         match self {
             Self::Metrics(request) => {
-                let answer = client.call::<_, GetMetricsResponse>("fleetd.v1.AnalyticsService/GetMetrics", request);
+                let answer = client.call::<_, GetMetricsResponse>(GET_METRICS, request);
                 let answer = answer.await.expect("an answer").message;
                 assert!(answer.series.iter().any(|series| !series.points.is_empty()), "{answer:?}");
             }
@@ -278,45 +292,42 @@ async fn beside(server: &Server, plan: &Plan) {
         Load { connections: CONNECTIONS, warmup: Duration::from_secs(1), duration: Some(ROUND), ..Load::default() };
     // By 90 s, which no computed table serves.
     let begin = plan.end - 7 * DAY;
-    let request = Request::Metrics(GetMetricsRequest {
+    let request = GetMetricsRequest {
         start_time: Some(Timestamp { seconds: begin, nanos: 0 }),
         end_time: Some(Timestamp { seconds: plan.end, nanos: 0 }),
         metric_names: vec!["cpu_usage".to_owned()],
         aggregation: "P99".to_owned(),
         interval: Some(Duration::from_secs(90).into()),
         ..GetMetricsRequest::default()
-    });
-    println!("\n{:<40} {:>14} {:>10} {:>10}", "single heartbeats, Connect", "heartbeats/s", "p99 ms", "answers");
+    };
+    println!(
+        "\n{:<34} {:>14} {:>8} {:>8} {:>10} {:>8}",
+        "single heartbeats, Connect", "heartbeats/s", "p99 ms", "answers", "median s", "refused"
+    );
     let mut rates = [const { Vec::new() }; 2];
     for round in 0..=ROUNDS {
         for (way, rates) in rates.iter_mut().enumerate() {
             let run = fleet.start(&load).expect("a load");
-            let asked = async {
-                let mut answers = 0;
-                loop {
-                    futures_util::future::join_all((0..ANALYSTS * way).map(|_| async {
-                        // One more than the pool lets in at once waits; whoever waits too long is told so.
-                        request.ask(&mut client(server)).await;
-                    }))
-                    .await;
-                    answers += ANALYSTS * way;
-                    COUNT.store(answers, std::sync::atomic::Ordering::Relaxed);
-                    if way == 0 {
-                        std::future::pending::<()>().await;
-                    }
-                }
+            let asked = Asked::default();
+            let analysts = futures_util::future::join_all((0..ANALYSTS * way).map(|_| asked.ask(server, &request)));
+            let analysts = async {
+                analysts.await;
+                std::future::pending::<()>().await
             };
-            COUNT.store(0, std::sync::atomic::Ordering::Relaxed);
             let finished = tokio::select! {
                 finished = run.finish() => finished.expect("a report"),
-                () = asked => unreachable!("analysts do not stop"),
+                () = analysts => unreachable!("analysts do not stop"),
             };
             let report;
             (fleet, report) = finished;
-            let name = ["alone", "beside four analysts"][way];
-            let answers = COUNT.load(std::sync::atomic::Ordering::Relaxed);
             if round > 0 {
-                println!("{name:<40} {:>14.0} {:>10.2} {answers:>10}", report.heartbeats_per_second, report.p99_ms);
+                println!(
+                    "{:<34} {:>14.0} {:>8.2} {}",
+                    ["alone", "beside four analysts"][way],
+                    report.heartbeats_per_second,
+                    report.p99_ms,
+                    asked
+                );
                 rates.push(report.heartbeats_per_second);
             }
         }
@@ -328,7 +339,37 @@ async fn beside(server: &Server, plan: &Plan) {
     println!("beside analysts: {:.0} % of alone (to keep: 80 %)", 100.0 * beside / alone);
 }
 
-static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+/// What analysts got.
+#[derive(Default)]
+struct Asked {
+    /// Seconds of each answer.
+    answers: RefCell<Vec<f64>>,
+    refused: Cell<usize>,
+}
+
+impl Asked {
+    /// Asks over and over. Who has waited too long for a turn is told to come again, and does.
+    async fn ask(&self, server: &Server, request: &GetMetricsRequest) {
+        let mut client = client(server);
+        loop {
+            let begun = Instant::now();
+            match client.call::<_, GetMetricsResponse>(GET_METRICS, request).await {
+                Ok(_) => self.answers.borrow_mut().push(begun.elapsed().as_secs_f64()),
+                Err(error) if error.code() == Some(Code::UNAVAILABLE) => self.refused.set(self.refused.get() + 1),
+                Err(error) => panic!("no answer: {error}"),
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut times = self.answers.borrow().clone();
+        times.sort_unstable_by(f64::total_cmp);
+        let median = times.get(times.len() / 2).copied().unwrap_or_default();
+        write!(f, "{:>8} {median:>10.2} {:>8}", times.len(), self.refused.get())
+    }
+}
 
 fn client(server: &Server) -> Client {
     let target = Target::parse(&server.url).expect("the server's address");

@@ -9,6 +9,7 @@ pub mod export;
 pub mod health;
 pub mod metrics;
 pub mod online;
+pub mod pacing;
 pub mod pool;
 pub mod question;
 pub mod room;
@@ -20,6 +21,7 @@ pub mod sql;
 
 pub use device_set::{Choice, DeviceSet, StagedSet};
 pub use online::OnlineCounts;
+pub use pacing::Pacer;
 pub use pool::{AnalystPool, PoolError};
 pub use room::{AnswerRoom, Held};
 pub use span::{Bucket, Span};

@@ -1,4 +1,5 @@
-//! The bounds of questions to ClickHouse: how many at once, how long, over how many rows, in how much memory.
+//! The bounds of questions to ClickHouse: how many at once, how long, over how many rows, in how much memory. What they
+//! leave to heartbeats while they run one after the other is the business of `pacing.rs`.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,11 +7,18 @@ use std::time::{Duration, Instant};
 use clickhouse::query::Query;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::pacing::Pacer;
 use crate::error::{ApiError, ErrorCode};
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseError};
 
-/// Questions at once. Each has one thread of ClickHouse's ([`SETTINGS`]), and ingest must keep a core.
-const MAX_RUNNING: usize = 2;
+/// Most questions at once on any machine. Each has one thread of ClickHouse's ([`SETTINGS`]) and up to 1 GB of its memory;
+/// with two cores and more for each of them, another would make none of them quicker.
+const MAX_RUNNING: usize = 4;
+
+/// Questions at once on so many processors: ingest keeps half of them.
+fn at_once(processors: usize) -> usize {
+    (processors / 2).clamp(1, MAX_RUNNING)
+}
 
 /// How long a question waits for its turn. Who waited longer has given up or tries again.
 const MAX_WAIT: Duration = Duration::from_secs(10);
@@ -22,16 +30,21 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// When to try again after [`PoolError::Busy`].
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
+/// Below the threads of the server and of inserts: at 10 a thread gets a ninth of what they get, when both want one processor.
+/// ClickHouse sets it where it has CAP_SYS_NICE, and leaves it where it has not; then [`Pacer`]'s pauses are all there is.
+pub const NICE: (&str, &str) = ("os_thread_priority", "10");
+
 /// What one question may cost.
 ///
 /// 2 billion rows are a million devices for half a day, or ten thousand for two months; one thread reads some
 /// 50 million a second of a column. 1 GB holds the groups and sketches of any answer that fits the contract.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 7] = [
     ("max_execution_time", "30"),
     ("max_rows_to_read", "2000000000"),
     ("max_memory_usage", "1000000000"),
     ("max_result_rows", "1000000"),
     ("max_threads", "1"),
+    NICE,
     // Reads and temporary tables alone.
     ("readonly", "2"),
 ];
@@ -39,11 +52,8 @@ const SETTINGS: [(&str, &str); 6] = [
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    #[error(
-        "{MAX_RUNNING} questions to the telemetry are running and others were waiting for {} s; try again in a moment",
-        MAX_WAIT.as_secs()
-    )]
-    Busy,
+    #[error("{}", busy(*.at_once))]
+    Busy { at_once: usize },
     #[error("{0}")]
     TooCostly(&'static str),
     #[error("clickhouse did not answer")]
@@ -52,11 +62,18 @@ pub enum PoolError {
     Died,
 }
 
+fn busy(at_once: usize) -> String {
+    let running = if at_once == 1 { "a question".to_owned() } else { format!("{at_once} questions") };
+    let are = if at_once == 1 { "is" } else { "are" };
+    let waited = MAX_WAIT.as_secs();
+    format!("{running} to the telemetry {are} being answered, the most at once here, and others were waiting for {waited} s; try again in a moment")
+}
+
 impl From<PoolError> for ApiError {
     fn from(error: PoolError) -> Self {
         let message = error.to_string();
         match error {
-            PoolError::Busy => Self::unavailable(message, RETRY_AFTER),
+            PoolError::Busy { .. } => Self::unavailable(message, RETRY_AFTER),
             PoolError::TooCostly(_) => Self::new(ErrorCode::ResourceExhausted, message),
             PoolError::Died => Self::internal(message),
             PoolError::ClickHouse(source) if source.code.is_none() => {
@@ -122,7 +139,7 @@ impl Counters {
             Ok(_) => &self.answered,
             Err(PoolError::TooCostly(_)) => &self.stopped,
             // Who had no turn was counted when it did not come.
-            Err(PoolError::Busy | PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
+            Err(PoolError::Busy { .. } | PoolError::ClickHouse(_) | PoolError::Died) => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.work_micros.fetch_add(worked.as_micros() as u64, Ordering::Relaxed);
@@ -134,13 +151,49 @@ impl Counters {
 pub struct AnalystPool {
     clickhouse: ClickHouse,
     turns: Arc<Semaphore>,
+    at_once: usize,
+    pacer: Pacer,
     counters: Arc<Counters>,
 }
 
+/// The right to have ClickHouse work. When it is dropped, the next may have it once ingest has had its part ([`Pacer`]).
+pub struct Turn {
+    /// Until it is dropped.
+    permit: Option<OwnedSemaphorePermit>,
+    pacer: Pacer,
+    begun: Instant,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let (permit, pacer, worked) = (self.permit.take(), self.pacer.clone(), self.begun.elapsed());
+        // Without a runtime the server is ending.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                pacer.pause(worked).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
 impl AnalystPool {
+    /// For a ClickHouse with processors of its own; see [`Self::paced_by`].
     pub fn new(clickhouse: ClickHouse) -> Self {
         let clickhouse = clickhouse.with_query_timeout(PATIENCE);
-        Self { clickhouse, turns: Arc::new(Semaphore::new(MAX_RUNNING)), counters: Arc::default() }
+        let at_once = at_once(std::thread::available_parallelism().map_or(1, usize::from));
+        let turns = Arc::new(Semaphore::new(at_once));
+        Self { clickhouse, turns, at_once, pacer: Pacer::default(), counters: Arc::default() }
+    }
+
+    /// The same, with pauses between questions where `pacer` finds them needed.
+    pub fn paced_by(self, pacer: Pacer) -> Self {
+        Self { pacer, ..self }
+    }
+
+    /// What paces questions, for other work of ClickHouse's that can wait.
+    pub fn pacer(&self) -> &Pacer {
+        &self.pacer
     }
 
     /// For what is not a question: the caller answers for its cost.
@@ -148,17 +201,20 @@ impl AnalystPool {
         &self.clickhouse
     }
 
-    /// Waits for a turn, which lasts until the permit is dropped.
+    /// Waits for a turn.
     ///
     /// # Errors
     /// [`PoolError::Busy`] when none comes in time.
-    pub async fn turn(&self) -> Result<OwnedSemaphorePermit, PoolError> {
+    pub async fn turn(&self) -> Result<Turn, PoolError> {
         match tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
+            Ok(Ok(permit)) => {
+                self.pacer.begin();
+                Ok(Turn { permit: Some(permit), pacer: self.pacer.clone(), begun: Instant::now() })
+            }
             // Nobody closes it, so only the time can have run out.
             Ok(Err(_)) | Err(_) => {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
-                Err(PoolError::Busy)
+                Err(PoolError::Busy { at_once: self.at_once })
             }
         }
     }
@@ -223,7 +279,7 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let pool = AnalystPool::new(ClickHouse::new(&ClickHouseConfig::new(url)));
         let mut questions = Vec::new();
-        for _ in 0..MAX_RUNNING {
+        for _ in 0..pool.at_once {
             let asked = pool.clone();
             let asker =
                 tokio::spawn(async move { asked.rows::<One>("ask", asked.query("SELECT 1 AS one")).await.map(drop) });
@@ -231,11 +287,29 @@ mod tests {
             asker.abort();
             assert!(asker.await.is_err_and(|error| error.is_cancelled()));
         }
-        assert_eq!(pool.turns.available_permits(), 0, "both go on");
+        assert_eq!(pool.turns.available_permits(), 0, "they go on");
         drop((listener, questions));
-        let turns = tokio::time::timeout(MAX_WAIT, pool.turns.acquire_many(MAX_RUNNING as u32)).await;
+        let turns = tokio::time::timeout(MAX_WAIT, pool.turns.acquire_many(pool.at_once as u32)).await;
         assert!(turns.is_ok(), "they are over");
-        assert_eq!(pool.stats().failed, MAX_RUNNING as u64);
+        assert_eq!(pool.stats().failed, pool.at_once as u64);
+    }
+
+    #[test]
+    fn half_of_the_processors_are_left_to_ingest() {
+        for (processors, questions) in [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4), (64, MAX_RUNNING)] {
+            assert_eq!(at_once(processors), questions, "{processors}");
+        }
+    }
+
+    #[test]
+    fn who_waited_in_vain_is_told_how_many_run() {
+        let told = |at_once| PoolError::Busy { at_once }.to_string();
+        assert!(
+            told(1).starts_with("a question to the telemetry is being answered, the most at once here"),
+            "{}",
+            told(1)
+        );
+        assert!(told(3).starts_with("3 questions to the telemetry are being answered"), "{}", told(3));
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn error() -> ApiError {
 /// What to say of a question that failed.
 pub async fn told(pool: &AnalystPool, failure: PoolError) -> ApiError {
     match failure {
-        PoolError::Busy if is_silent(pool).await => error(),
+        PoolError::Busy { .. } if is_silent(pool).await => error(),
         other => other.into(),
     }
 }

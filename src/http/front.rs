@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::gateway::Gateway;
+use super::hang_up::Watched;
 use super::{http1, http2};
 
 /// A connection that has not shown its first bytes by then is closed: it costs a descriptor and says nothing.
@@ -43,6 +44,9 @@ pub fn serve(listener: TcpListener, workers: usize, gateway: Gateway, stopping: 
                 .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
                 .client_request_timeout(HEAD_TIMEOUT)
                 .graceful_shutdown_signal(move || stopped(stop_signal.clone()))
+                .on_connect_ext(|io: &Watched, connection| {
+                    connection.insert(io.hang_up());
+                })
                 .h1(map_config(app.into_factory(), |_| AppConfig::default()));
             fn_factory(move || {
                 let (http1, gateway, stopping) = (http1.new_service(()), gateway.clone(), stopping.clone());
@@ -75,7 +79,7 @@ pub async fn stopped(mut stopping: Stopping) {
 
 async fn connection<S>(io: TcpStream, http1: Rc<S>, gateway: Gateway, stopping: Stopping) -> Result<(), ()>
 where
-    S: Service<(TcpStream, Option<SocketAddr>)>,
+    S: Service<(Watched, Option<SocketAddr>)>,
 {
     // Without it a reply waits for the client's delayed acknowledgement; a socket that refuses it is closing anyway.
     let _ = io.set_nodelay(true);
@@ -87,7 +91,7 @@ where
     if opens_http2 {
         http2::serve(io, peer, gateway, stopping).await
     } else {
-        http1.call((io, Some(peer))).await.map(|_| ()).map_err(|_| ())
+        http1.call((Watched::new(io), Some(peer))).await.map(|_| ()).map_err(|_| ())
     }
 }
 

@@ -55,6 +55,11 @@ pub struct Gateway {
     intake: Intake,
 }
 
+/// Whether an RPC may have ClickHouse work for long.
+pub(super) fn is_question(path: &str) -> bool {
+    path.starts_with(QUESTIONS)
+}
+
 /// Where the request came from; a request extension.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
@@ -120,7 +125,7 @@ impl Gateway {
         }
         let mut rpc = match request.uri().path() {
             path if path.strip_prefix('/') == Some(UPLOAD_BINARY) => self.uploads.clone(),
-            path if path.starts_with(QUESTIONS) => self.questions.clone(),
+            path if is_question(path) => self.questions.clone(),
             _ => self.rpc.clone(),
         };
         let slot = request.uri().path().starts_with(QUESTIONS).then(AnswerSlot::default);

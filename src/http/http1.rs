@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
 
 use super::gateway::{self, Gateway, GatewayBody};
+use super::hang_up::HangUp;
 use super::intake::{self, Share};
 use super::{direct, wire};
 use crate::error::ErrorCode;
@@ -44,9 +45,15 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, gateway: web::D
             Err(refusal) => return refuse(&request, refusal),
         }
     };
-    match builder.body(body) {
-        Ok(translated) => reply(gateway.handle(translated, peer).await),
-        Err(_) => refuse(&request, BodyRefusal::Malformed),
+    let Ok(translated) = builder.body(body) else { return refuse(&request, BodyRefusal::Malformed) };
+    let answer = gateway.handle(translated, peer);
+    match request.conn_data::<HangUp>() {
+        Some(hang_up) if gateway::is_question(request.path()) => tokio::select! {
+            answer = answer => reply(answer),
+            // Whatever is answered, nobody reads it.
+            () = hang_up.happened() => HttpResponse::RequestTimeout().force_close().finish(),
+        },
+        _ => reply(answer.await),
     }
 }
 

@@ -24,6 +24,7 @@ pub mod export_download;
 pub mod exports;
 pub mod front;
 pub mod gateway;
+pub mod hang_up;
 pub mod heartbeats;
 pub mod http1;
 pub mod http2;

@@ -1,11 +1,19 @@
 //! What is refused, with a sentence that says what to do: requests that are wrong, and questions that cost too much.
+use std::time::Duration;
+
 use serde_json::{json, Value};
 
 use super::naive::HOUR;
 use super::world::JOURNALS;
 use super::{answer, refused, server, time, Server};
 use crate::support::clickhouse::run;
+use crate::support::client::Client;
+use crate::support::wire::Http1;
+use crate::support::{wait_until, ADMIN_KEY};
 use fleetd::clock::UnixMillis;
+
+/// So long a question that nobody competes with may take to begin, on a machine that compiles beside it.
+const TURN_WITHIN: Duration = Duration::from_secs(20);
 
 fn cpu(more: Value) -> Value {
     let mut question = json!({ "metric_names": ["cpu_usage"] });
@@ -109,4 +117,56 @@ fn an_answer_of_more_than_a_million_points_is_refused_before_it_is_made() {
     let (code, message) = refused(&server, &question);
     assert_eq!(code, "RESOURCE_EXHAUSTED", "{message}");
     assert!(message.contains("more than a million rows; ask for a shorter time, fewer groups"), "{message}");
+}
+
+#[test]
+fn of_a_question_whose_client_hung_up_no_further_metric_is_read() {
+    let server = server();
+    fill(&server, 100, 7_000);
+    let begin = time(UnixMillis::now().as_millis() - 6 * HOUR);
+    let names = |names: &[&str]| json!({ "metric_names": names, "start_time": begin, "aggregation": "P99" });
+    let many = [
+        "cpu_usage",
+        "memory_usage",
+        "disk_usage",
+        "battery_percent",
+        "memory_used_mb",
+        "swap_used_mb",
+        "disk_used_gb",
+        "load_average_1m",
+        "load_average_5m",
+        "load_average_15m",
+        "temperature_celsius",
+        "signal_dbm",
+        "uptime_seconds",
+        "metrics.a",
+        "metrics.b",
+        "metrics.c",
+        "metrics.d",
+        "metrics.e",
+        "metrics.f",
+        "metrics.g",
+    ];
+    let read = || server.metrics().get("fleetd_analytics_questions_total") as usize;
+    let ask = Client::Json1.call("AnalyticsService/GetMetrics", Some(ADMIN_KEY), names(&many).to_string().as_bytes());
+    for hangs_up in [false, true] {
+        let before = read();
+        let mut connection = Http1::open(server.http());
+        connection.send(&ask.on_http1());
+        if hangs_up {
+            assert!(wait_until(TURN_WITHIN, || read() > before), "it has begun");
+            drop(connection);
+        } else {
+            assert_eq!(connection.reply().expect("an answer").status, 200);
+            assert_eq!(read(), before + many.len(), "who stays is told all");
+            continue;
+        }
+        // Turns go round: were there another metric to read, it would have one between any two of these.
+        let asked = many.len();
+        for _ in 0..asked {
+            answer(&server, &names(&["cpu_usage"]));
+        }
+        let further = read() - before - asked;
+        assert!(further < many.len() / 2, "{further} of {} metrics were read", many.len());
+    }
 }

@@ -9,7 +9,7 @@ use super::fields::{Columns, Subject};
 use super::form::{Form, RowCounter};
 use super::progress::Progress;
 use crate::analytics::device_set::{Choice, DeviceSet, StagedSet};
-use crate::analytics::pool::{AnalystPool, PoolError};
+use crate::analytics::pool::{AnalystPool, PoolError, NICE};
 use crate::artifacts::{BlobError, BlobStore, Kept, Upload, MAX_BINARY_BYTES};
 use crate::clock::UnixMillis;
 use crate::fleet::{FleetQueries, QueryFailure};
@@ -33,13 +33,17 @@ const YIELD_STEP: Duration = Duration::from_millis(100);
 /// Bytes between two looks at the writer, which take a lock.
 const BYTES_A_LOOK: u64 = 1 << 20;
 
+/// The longest work between two looks that is paused for: its pause and [`LONGEST_YIELD`] together stay below the 30 s too.
+const LONGEST_WORK: Duration = Duration::from_secs(5);
+
 /// How often ClickHouse is asked how far it has read.
 const READ_EVERY: Duration = Duration::from_secs(2);
 
 /// What an export may cost ClickHouse, beside what its form asks for.
-const SETTINGS: [(&str, &str); 7] = [
+const SETTINGS: [(&str, &str); 8] = [
     // One core; ingest has the others.
     ("max_threads", "1"),
+    NICE,
     // A block of all fields and what is read ahead is far below.
     ("max_memory_usage", "1000000000"),
     // A day. The one bound of an export's length is what the disk can take.
@@ -170,7 +174,8 @@ impl Job {
         let mut answer = tools.pool.clickhouse().stream(sql, &settings, &parameters).await?;
         let mut upload = tools.blobs.begin(None).await.map_err(|error| JobError::of_store(error, 0))?;
         let mut counter = RowCounter::new(self.form);
-        let mut looked_at = 0;
+        let (mut looked_at, mut worked_since) = (0, Instant::now());
+        tools.pool.pacer().begin();
         while let Some(piece) = answer.next().await? {
             counter.take(&piece);
             take(&mut upload, piece).await?;
@@ -178,6 +183,8 @@ impl Job {
             if upload.received() - looked_at > BYTES_A_LOOK {
                 looked_at = upload.received();
                 give_way(&tools.writer).await;
+                tools.pool.pacer().pause(worked_since.elapsed().min(LONGEST_WORK)).await;
+                worked_since = Instant::now();
             }
         }
         let bytes = upload.received();

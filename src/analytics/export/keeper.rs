@@ -20,7 +20,8 @@ use crate::fleet::FleetQueries;
 use crate::store::{ExportRecord, ExportState, ExportedFile, NewExport, Store, StoreError};
 use crate::telemetry::writer::WriterHandle;
 
-/// Exports that are written at once: each has a core of ClickHouse's.
+/// Exports that are written at once: each has a core of ClickHouse's, as long as heartbeats are not short of it
+/// ([`Pacer`](crate::analytics::Pacer)).
 const MAX_RUNNING: usize = 2;
 
 /// Exports that wait. They hold nothing but a few hundred bytes; more than these would wait for hours.
