@@ -53,11 +53,11 @@ unit: engine ## All tests of all crates (TEST_THREADS at a time in each of two l
 
 .PHONY: patient-tests
 patient-tests:
-	$(CARGO_TEST) $(PATIENT:%=--test %) -- --test-threads=$(TEST_THREADS)
+	$(CARGO_TEST) --no-fail-fast $(PATIENT:%=--test %) -- --test-threads=$(TEST_THREADS)
 
 .PHONY: other-tests
 other-tests:
-	$(CARGO_TEST) --lib --bins $(OTHERS:%=--test %) -- --test-threads=$(TEST_THREADS)
+	$(CARGO_TEST) --no-fail-fast --lib --bins $(OTHERS:%=--test %) -- --test-threads=$(TEST_THREADS)
 	$(CARGO_TEST) --doc
 
 .PHONY: lint

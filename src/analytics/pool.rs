@@ -191,6 +191,11 @@ impl AnalystPool {
         Self { pacer, ..self }
     }
 
+    /// How many questions run at once.
+    pub fn at_once(&self) -> usize {
+        self.at_once
+    }
+
     /// What paces questions, for other work of ClickHouse's that can wait.
     pub fn pacer(&self) -> &Pacer {
         &self.pacer

@@ -252,8 +252,11 @@ async fn a_question_that_reaches_a_limit_is_told_which_and_what_to_do() {
             ApiError::from(fixture.pool.rows::<One>("ask", fixture.pool.query(sql)).await.expect_err("refused"));
         assert_eq!(error.code, ErrorCode::Internal, "{sql}: {error:?}");
     }
-    // Two at once, and a third that gives up.
-    let turns = [fixture.pool.turn().await.expect("a turn"), fixture.pool.turn().await.expect("a turn")];
+    // As many as may run at once, and one more that gives up.
+    let mut turns = Vec::new();
+    for _ in 0..fixture.pool.at_once() {
+        turns.push(fixture.pool.turn().await.expect("a turn"));
+    }
     let waiting = fixture.pool.rows::<One>("ask", fixture.pool.query("SELECT 1"));
     let error = ApiError::from(waiting.await.expect_err("nobody makes room"));
     assert_eq!(error.code, ErrorCode::Unavailable, "{error:?}");
