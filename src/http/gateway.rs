@@ -18,6 +18,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
 use serde::Deserialize;
 
+use super::analytics_service::{GET_DEVICE_HEALTH, GET_METRICS};
 use super::answers::{AnswerSlot, Sending};
 use super::artifact_download;
 use super::binary_service::UPLOAD_BINARY;
@@ -55,9 +56,9 @@ pub struct Gateway {
     intake: Intake,
 }
 
-/// Whether an RPC may have ClickHouse work for long.
-pub(super) fn is_question(path: &str) -> bool {
-    path.starts_with(QUESTIONS)
+/// Whether an RPC may have ClickHouse work for long, for nobody but the client that asked. An export is for later.
+pub(super) fn ends_with_its_client(path: &str) -> bool {
+    matches!(path.strip_prefix('/'), Some(GET_METRICS | GET_DEVICE_HEALTH))
 }
 
 /// Where the request came from; a request extension.
@@ -125,7 +126,7 @@ impl Gateway {
         }
         let mut rpc = match request.uri().path() {
             path if path.strip_prefix('/') == Some(UPLOAD_BINARY) => self.uploads.clone(),
-            path if is_question(path) => self.questions.clone(),
+            path if path.starts_with(QUESTIONS) => self.questions.clone(),
             _ => self.rpc.clone(),
         };
         let slot = request.uri().path().starts_with(QUESTIONS).then(AnswerSlot::default);

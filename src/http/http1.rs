@@ -48,7 +48,7 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, gateway: web::D
     let Ok(translated) = builder.body(body) else { return refuse(&request, BodyRefusal::Malformed) };
     let answer = gateway.handle(translated, peer);
     match request.conn_data::<HangUp>() {
-        Some(hang_up) if gateway::is_question(request.path()) => tokio::select! {
+        Some(hang_up) if gateway::ends_with_its_client(request.path()) => tokio::select! {
             answer = answer => reply(answer),
             // Whatever is answered, nobody reads it.
             () = hang_up.happened() => HttpResponse::RequestTimeout().force_close().finish(),
