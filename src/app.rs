@@ -20,7 +20,7 @@ use crate::actors::entry::DeviceEntry;
 use crate::actors::presence::PresenceKeeper;
 use crate::actors::sweeper::CommandSweeper;
 use crate::analytics::export::{self, Exports, ExportsError};
-use crate::analytics::{AnalystPool, AnswerRoom, OnlineCounts, Pacer};
+use crate::analytics::{AnalystPool, AnswerRoom, OnlineCounts};
 use crate::artifacts::{BlobError, BlobStore, DownloadUrls, StoreTarget, UrlsError};
 use crate::auth::{load_or_create_admin_key, AdminKeyError};
 use crate::config::{ClickHouseTarget, Config};
@@ -274,9 +274,9 @@ impl Server {
         let binaries =
             BinaryService::start(access.clone(), store.clone(), blobs.clone(), urls.clone(), is_stopping.clone())
                 .await?;
-        // A ClickHouse of one's own is taken to have processors of its own.
-        let pacer = if engine.is_some() { Pacer::of_shared_processors() } else { Pacer::default() };
-        let pool = AnalystPool::new(clickhouse.clone()).paced_by(pacer);
+        // Somebody else's ClickHouse is taken to have processors of its own.
+        let pool_of = if engine.is_some() { AnalystPool::beside_ingest } else { AnalystPool::new };
+        let pool = pool_of(clickhouse.clone());
         let room = AnswerRoom::default();
         let exports = Exports::start(export::Parts {
             store: store.clone(),

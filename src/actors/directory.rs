@@ -250,7 +250,7 @@ fn stop(entry: &DeviceEntry) {
     }
 }
 
-/// Lets the stretch of intervals follow the load, and ends with the directory.
+/// Lets the stretch of intervals follow the load, and ends when nothing of the directory is left.
 struct Pacer {
     shared: Weak<Shared>,
 }
@@ -313,8 +313,7 @@ pub struct HeartbeatBatch {
 pub struct Sent(actix::dev::Request<DeviceActor, Heartbeat>);
 
 impl HeartbeatBatch {
-    /// Hands the heartbeat to its device's actor. Where the mailbox is full it gets there when the answer is awaited,
-    /// so a second one of the same device is sent only after that.
+    /// Hands the heartbeat to its device's actor, whose mailbox has room for it: each address has a place of its own.
     pub fn send(
         &self,
         entry: &Arc<DeviceEntry>,

@@ -12,7 +12,8 @@ use actix::dev::{channel, Envelope, Mailbox, OneshotSender, ToEnvelope};
 use actix::prelude::*;
 use actix::WeakAddr;
 
-/// Messages that wait in a mailbox before further senders wait themselves: as many as in actix's own actors.
+/// Messages that a mailbox holds, beside one of each address: as many as in actix's own actors. Each message of the
+/// directory comes by an address of its own, so that none waits; how many there are is bounded by `pace::MAX_IN_FLIGHT`.
 pub const MAILBOX: usize = 16;
 
 /// Of an actor's hooks it calls none: such an actor has its constructor and its `Drop`.

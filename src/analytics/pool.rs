@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clickhouse::query::Query;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::pacing::Pacer;
+use super::pacing::{Pacer, MAX_PAUSE};
 use crate::error::{ApiError, ErrorCode};
 use crate::telemetry::clickhouse::{ClickHouse, ClickHouseError};
 
@@ -20,8 +20,11 @@ fn at_once(processors: usize) -> usize {
     (processors / 2).clamp(1, MAX_RUNNING)
 }
 
-/// How long a question waits for its turn. Who waited longer has given up or tries again.
-const MAX_WAIT: Duration = Duration::from_secs(10);
+/// How long a statement waits for its turn, beside the pause that there may be. Who waited longer has given up or tries again.
+const MAX_WAIT: Duration = Duration::from_secs(10).saturating_add(MAX_PAUSE);
+
+/// How long work in the background waits for its turn: everybody else's come up within it, unless ClickHouse stands still.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// How long an answer is waited for: longer than ClickHouse may work ([`SETTINGS`]), so that it says itself what was too
 /// much.
@@ -63,10 +66,11 @@ pub enum PoolError {
 }
 
 fn busy(at_once: usize) -> String {
-    let running = if at_once == 1 { "a question".to_owned() } else { format!("{at_once} questions") };
-    let are = if at_once == 1 { "is" } else { "are" };
+    let running = if at_once == 1 { "one question".to_owned() } else { format!("{at_once} questions") };
     let waited = MAX_WAIT.as_secs();
-    format!("{running} to the telemetry {are} being answered, the most at once here, and others were waiting for {waited} s; try again in a moment")
+    format!(
+        "the telemetry answers {running} at a time here, and others had every turn for {waited} s; try again in a moment"
+    )
 }
 
 impl From<PoolError> for ApiError {
@@ -152,6 +156,7 @@ pub struct AnalystPool {
     clickhouse: ClickHouse,
     turns: Arc<Semaphore>,
     at_once: usize,
+    max_wait: Duration,
     pacer: Pacer,
     counters: Arc<Counters>,
 }
@@ -178,20 +183,29 @@ impl Drop for Turn {
 }
 
 impl AnalystPool {
-    /// For a ClickHouse with processors of its own; see [`Self::paced_by`].
+    /// For a ClickHouse with processors of its own.
     pub fn new(clickhouse: ClickHouse) -> Self {
+        Self::of(clickhouse, MAX_RUNNING, Pacer::default())
+    }
+
+    /// For a ClickHouse that shares this server's processors: fewer at once, with pauses while heartbeats are short of them.
+    pub fn beside_ingest(clickhouse: ClickHouse) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::of(clickhouse, at_once(processors), Pacer::of_shared_processors())
+    }
+
+    fn of(clickhouse: ClickHouse, at_once: usize, pacer: Pacer) -> Self {
         let clickhouse = clickhouse.with_query_timeout(PATIENCE);
-        let at_once = at_once(std::thread::available_parallelism().map_or(1, usize::from));
         let turns = Arc::new(Semaphore::new(at_once));
-        Self { clickhouse, turns, at_once, pacer: Pacer::default(), counters: Arc::default() }
+        Self { clickhouse, turns, at_once, max_wait: MAX_WAIT, pacer, counters: Arc::default() }
     }
 
-    /// The same, with pauses between questions where `pacer` finds them needed.
-    pub fn paced_by(self, pacer: Pacer) -> Self {
-        Self { pacer, ..self }
+    /// The same turns, for work that waits in the background for as long as it must.
+    pub fn for_the_patient(&self) -> Self {
+        Self { max_wait: LONGEST_WAIT, ..self.clone() }
     }
 
-    /// How many questions run at once.
+    /// How many statements run at once.
     pub fn at_once(&self) -> usize {
         self.at_once
     }
@@ -211,7 +225,7 @@ impl AnalystPool {
     /// # Errors
     /// [`PoolError::Busy`] when none comes in time.
     pub async fn turn(&self) -> Result<Turn, PoolError> {
-        match tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await {
+        match tokio::time::timeout(self.max_wait, Arc::clone(&self.turns).acquire_owned()).await {
             Ok(Ok(permit)) => {
                 self.pacer.begin();
                 Ok(Turn { permit: Some(permit), pacer: self.pacer.clone(), begun: Instant::now() })
@@ -309,12 +323,11 @@ mod tests {
     #[test]
     fn who_waited_in_vain_is_told_how_many_run() {
         let told = |at_once| PoolError::Busy { at_once }.to_string();
-        assert!(
-            told(1).starts_with("a question to the telemetry is being answered, the most at once here"),
-            "{}",
-            told(1)
-        );
-        assert!(told(3).starts_with("3 questions to the telemetry are being answered"), "{}", told(3));
+        for (at_once, begin) in
+            [(1, "the telemetry answers one question at a time"), (3, "the telemetry answers 3 questions")]
+        {
+            assert!(told(at_once).starts_with(begin), "{}", told(at_once));
+        }
     }
 
     #[test]

@@ -35,14 +35,12 @@ impl FleetIndex {
     pub(super) fn has_label(&self, key: &str, run: &Run<'_>) -> Result<bool, QueryFailure> {
         let mut is_there = false;
         self.scan(&Filter::matches_all(), run, |rows, all| {
-            if !is_there {
-                let label = rows.described.column_of_note(Notes::Labels, key);
-                is_there = match label {
-                    TextColumn::Attributes(key) => {
-                        all.iter().any(|row| rows.described.values(row, key).next().is_some())
-                    }
-                    TextColumn::Id | TextColumn::Symbols(_) | TextColumn::Nowhere => false,
-                };
+            // The rest of the fleet is gone through, and not looked at.
+            if is_there {
+                return;
+            }
+            if let TextColumn::Attributes(key) = rows.described.column_of_note(Notes::Labels, key) {
+                is_there = all.iter().any(|row| rows.described.values(row, key).next().is_some());
             }
         })?;
         Ok(is_there)

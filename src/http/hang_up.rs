@@ -3,6 +3,7 @@
 //! hyper drops the future of a request whose HTTP/2 stream is reset. actix works on to the end, since a client may have shut
 //! down its sending half alone and still read. For what costs next to nothing that is right. What costs much asks here, and
 //! takes the end of what the client sends for its leaving, as Go's and nginx's servers do.
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,17 +11,30 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// Known to the requests of a connection. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct HangUp(Rc<watch::Sender<bool>>);
+pub struct HangUp(Rc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    has_happened: Cell<bool>,
+    wake: Notify,
+}
 
 impl HangUp {
     /// Resolves when the client sends no more. actix reads ahead while a request is worked on, so it is noticed then.
     pub async fn happened(&self) {
-        // It cannot be closed: this holds the sender.
-        let _ = self.0.subscribe().wait_for(|happened| *happened).await;
+        // Nothing runs between the look and the wait: all of a connection is on one thread.
+        while !self.0.has_happened.get() {
+            self.0.wake.notified().await;
+        }
+    }
+
+    fn happens(&self) {
+        self.0.has_happened.set(true);
+        self.0.wake.notify_waiters();
     }
 }
 
@@ -54,7 +68,7 @@ impl AsyncRead for Watched {
             Poll::Pending => false,
         };
         if is_over {
-            self.hang_up.0.send_replace(true);
+            self.hang_up.happens();
         }
         read
     }
@@ -101,7 +115,7 @@ mod tests {
         let hang_up = watched.hang_up();
         client.write_all(b"ask").await.unwrap();
         watched.read_exact(&mut [0; 3]).await.unwrap();
-        assert!(!*hang_up.0.borrow());
+        assert!(!hang_up.0.has_happened.get());
         let mut rest = [0; 1];
         let reading = watched.read(&mut rest);
         drop(client);

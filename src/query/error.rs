@@ -25,22 +25,18 @@ pub(super) fn shown(text: &str) -> String {
 /// `; did you mean X?` for the candidate nearest to `found`, or nothing when none is near. It ends a sentence: what an
 /// error says besides comes before it.
 pub(crate) fn suggestion<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    nearest(found, candidates).map(|candidate| format!("; did you mean {candidate}?")).unwrap_or_default()
-}
-
-/// The candidate nearest to `found`, if one is near.
-pub(crate) fn nearest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Also bounds the work: the distance of two texts costs their lengths' product.
     const MAX_BYTES: usize = 64;
     /// Of two unrelated names the similarity is below this; of a typing error it is above.
     const NEAR: f64 = 0.6;
     if found.len() > MAX_BYTES {
-        return None;
+        return String::new();
     }
     candidates
         .into_iter()
         .map(|candidate| (strsim::normalized_damerau_levenshtein(found, candidate), candidate))
         .filter(|(similarity, _)| *similarity >= NEAR)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
+        .map(|(_, candidate)| format!("; did you mean {candidate}?"))
+        .unwrap_or_default()
 }

@@ -19,8 +19,8 @@ mod values;
 mod version;
 
 pub use condition::{Comparison, Condition, Operator, Pattern, Shape, StateSet, TimePoint};
+pub(crate) use error::suggestion;
 pub use error::QueryError;
-pub(crate) use error::{nearest, suggestion};
 pub use field::{Field, Kind, NumberField, TextField};
 pub use field_mask::{DeviceMask, DevicePath, MaskError, SYSTEM_INFO_FIELDS};
 pub use filter::{Expr, Filter, Subject, Test};

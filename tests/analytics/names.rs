@@ -13,7 +13,7 @@ fn a_metric_that_is_nearly_the_servers_is_refused_until_a_device_reports_one() {
     let now = UnixMillis::now().as_millis();
     let about = |name: &str| json!({ "metric_names": ["cpu_usage", name], "start_time": time(now - HOUR) });
     for (name, meant) in
-        [("cpu_usge", "cpu_usage"), ("cpu_percent", "cpu_usage"), ("online_count", "device_online_count")]
+        [("cpu_usge", "cpu_usage"), ("cpu_percent", "cpu_usage"), ("deviceOnlineCount", "device_online_count")]
     {
         let (code, message) = refused(&server, &about(name));
         assert_eq!(code, "INVALID_ARGUMENT", "{message}");

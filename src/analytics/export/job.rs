@@ -181,9 +181,10 @@ impl Job {
             take(&mut upload, piece).await?;
             progress.wrote(counter.rows(), upload.received());
             if upload.received() - looked_at > BYTES_A_LOOK {
+                let worked = worked_since.elapsed();
                 looked_at = upload.received();
                 give_way(&tools.writer).await;
-                tools.pool.pacer().pause(worked_since.elapsed().min(LONGEST_WORK)).await;
+                tools.pool.pacer().pause(worked.min(LONGEST_WORK)).await;
                 worked_since = Instant::now();
             }
         }
@@ -227,7 +228,10 @@ impl Job {
         match tools.pool.rows::<Count>("count the rows of an export", query).await {
             Ok(rows) => rows.first().map(|count| count.rows),
             Err(error) => {
-                tracing::debug!(cause = &error as &dyn std::error::Error, "the rows of an export were not counted");
+                tracing::warn!(
+                    cause = &error as &dyn std::error::Error,
+                    "the rows of an export were not counted, so that its file is not compared with them"
+                );
                 None
             }
         }

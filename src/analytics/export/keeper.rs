@@ -142,7 +142,8 @@ impl Exports {
         }
         let exports = Self(Arc::new(Inner {
             store,
-            tools: Tools { queries, pool, blobs, writer },
+            // An export that has waited for its place waits for its turns as well.
+            tools: Tools { queries, pool: pool.for_the_patient(), blobs, writer },
             stopping,
             retention,
             places: Semaphore::new(MAX_RUNNING),
