@@ -5,7 +5,7 @@
 use super::form::Form;
 use crate::error::beginning;
 use crate::query::suggestion;
-use crate::telemetry::metric::Metric;
+use crate::telemetry::metric::{Metric, CUSTOM_PREFIX};
 use crate::telemetry::row::heartbeat::is_metric_name;
 
 /// Most fields of one export. All heartbeats have some forty, the rest are the fleet's own metrics.
@@ -13,9 +13,6 @@ pub const MAX_FIELDS: usize = 200;
 
 /// Characters of a name that an error repeats: more than any field has.
 const MAX_SHOWN: usize = 80;
-
-/// What begins the name of one of the fleet's own metrics.
-const CUSTOM_PREFIX: &str = "metrics.";
 
 /// What is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,7 +24,8 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 /// How far the writer may be behind before an export gives way. In health it is behind by the second that a batch gathers.
 const YIELD_BEHIND: Duration = Duration::from_secs(5);
 
-/// How long an export gives way at a time, below the 30 s after which ClickHouse gives up on a reader.
+/// How long an export gives way at a time: with the longest pause of questions, below the 30 s after which ClickHouse gives up
+/// on a reader.
 const LONGEST_YIELD: Duration = Duration::from_secs(10);
 
 /// How often it looks whether the writer caught up.
@@ -32,9 +33,6 @@ const YIELD_STEP: Duration = Duration::from_millis(100);
 
 /// Bytes between two looks at the writer, which take a lock.
 const BYTES_A_LOOK: u64 = 1 << 20;
-
-/// The longest work between two looks that is paused for: its pause and [`LONGEST_YIELD`] together stay below the 30 s too.
-const LONGEST_WORK: Duration = Duration::from_secs(5);
 
 /// How often ClickHouse is asked how far it has read.
 const READ_EVERY: Duration = Duration::from_secs(2);
@@ -184,7 +182,7 @@ impl Job {
                 let worked = worked_since.elapsed();
                 looked_at = upload.received();
                 give_way(&tools.writer).await;
-                tools.pool.pacer().pause(worked.min(LONGEST_WORK)).await;
+                tools.pool.pacer().pause(worked).await;
                 worked_since = Instant::now();
             }
         }
